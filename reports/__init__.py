@@ -1,0 +1,4 @@
+"""Records to words and pictures. Reads plain JSON and never imports torch."""
+
+from reports.records import Results as Results, UnusableResults as UnusableResults, load as load
+from reports.write import Report as Report, write_report as write_report

@@ -1,0 +1,125 @@
+"""What the records allow to say, in sentences, and what is missing from them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from reports.records import Results
+from reports.rounding import bracketed, plus_minus
+from reports.tables import EDGE, POINTS, best_method, comparisons, main_table, mean_cell, unbeaten_probe
+
+
+def opening(results: Results) -> list[str]:
+    """The sentences a report opens with: what was compared, who is better, what it costs, and what weakens it."""
+    sentences = [_what_was_compared(results), _best(results), _against_baseline(results), _probe(results)]
+    sentences += [_step_time(results), _edges(results), _unscored(results), _mixed_sources(results)]
+    if gaps := missing(results):
+        sentences.append(f"The comparison is not complete: {'; '.join(gaps)}.")
+    return [sentence for sentence in sentences if sentence]
+
+
+def _what_was_compared(results: Results) -> str:
+    suite, protocol = results.suite, results.suite["protocol"]
+    return (
+        f"{len(results.labels)} methods were compared on {suite['benchmark']} with {suite['model']}: the learning rate "
+        f"of each was chosen among {protocol.get('points')} on validation data, and only runs with fresh seeds "
+        f"({protocol.get('seeds')} a method) on test data are reported."
+    )
+
+
+def _best(results: Results) -> str:
+    scored = [label for label in results.labels if results.outcomes(label)]
+    if not scored:
+        return "Nothing may be claimed yet: no final run has a score."
+    if max(len(results.outcomes(label)) for label in scored) < 2:
+        return "Nothing may be claimed about differences between methods: one seed gives no interval."
+    best = best_method(results)
+    if best is None:
+        return "No method is better than every other one beyond the interval of the paired difference."
+    cell = mean_cell(results, best, "accuracy")
+    accuracy = plus_minus(float(cell.value or 0) * POINTS, None if cell.half is None else cell.half * POINTS)
+    return f"{best} is better than every other method beyond the interval of the paired difference ({accuracy} points)."
+
+
+def _against_baseline(results: Results) -> str:
+    verdicts = {
+        name: c.verdict for name, c in comparisons(results, results.baseline).items() if c.difference is not None
+    }
+    if not verdicts:
+        return ""
+    groups = {v: [name for name in verdicts if verdicts[name] == v] for v in ("better", "worse", "not separated")}
+    parts = [f"{listed(names)} {_be(names)} {kind}" for kind, names in groups.items() if names]
+    return f"Against {results.baseline}, {'; '.join(parts)} (paired by seed, Holm-corrected at 5 %)."
+
+
+def _probe(results: Results) -> str:
+    unbeaten = unbeaten_probe(results)
+    if not unbeaten:
+        return ""
+    do = "does" if len(unbeaten) == 1 else "do"
+    return f"{listed(unbeaten)} {do} not beat the probe, which trains the task head alone."
+
+
+def _step_time(results: Results) -> str:
+    ratios = {
+        k: m["ratio_baseline"] for k, m in (results.speed or {}).get("methods", {}).items() if k != results.baseline
+    }
+    ratios = {label: ratio for label, ratio in ratios.items() if label in results.labels}
+    if not ratios:
+        return ""
+    ends = [min(ratios, key=lambda k: ratios[k]["median"]), max(ratios, key=lambda k: ratios[k]["median"])]
+    said = [f"{bracketed(*(ratios[k][end] for end in ('median', 'low', 'high')))} ({k})" for k in dict.fromkeys(ends)]
+    return f"A training step takes {' to '.join(said)} times as long as with {results.baseline}."
+
+
+def _edges(results: Results) -> str:
+    edged = [str(row[0].value) for row in main_table(results).rows if any(cell.mark == EDGE for cell in row)]
+    if not edged:
+        return ""
+    rate, lie = ("learning rate", "lies") if len(edged) == 1 else ("learning rates", "lie")
+    return f"The chosen {rate} of {listed(edged)} {lie} on the edge of the searched grid: a wider one may do better."
+
+
+def _unscored(results: Results) -> str:
+    counts = Counter(run.status for run in results.runs)
+    parts = [f"{counts[kind]} of {len(results.runs)} runs {kind}" for kind in ("diverged", "failed") if counts[kind]]
+    return f"{listed(parts)}: they are listed with their reasons." if parts else ""
+
+
+def _mixed_sources(results: Results) -> str:
+    for name in ("model", "data"):
+        if len({str(record["run"].get("identity", {}).get(name)) for record in results.records}) > 1:
+            return f"Careful: the records come from more than one version of the {name}."
+    return ""
+
+
+def missing(results: Results) -> list[str]:
+    """What the suite asks for and the records do not have, one short phrase each."""
+    protocol = results.suite["protocol"]
+    gaps: list[str] = []
+    for label in results.labels:
+        searched = {run.lr for run in results.of(label, "search")}
+        finals = {run.seed for run in results.of(label, "final") if run.status != "failed"}
+        absent = [str(seed) for seed in range(1, int(protocol.get("seeds", 0)) + 1) if seed not in finals]
+        if not finals and len(searched) < int(protocol.get("points", 1)):
+            gaps.append(f"{label} has {len(searched)} of {protocol.get('points')} learning rates and no final runs")
+        elif absent:
+            gaps.append(f"{label} lacks final seed{'s' if len(absent) > 1 else ''} {listed(absent)}")
+    if results.suite.get("speed") and not results.speed:
+        gaps.append(f"speed is not measured{f' ({results.speed_error})' if results.speed_error else ''}")
+    if results.suite.get("merging"):
+        first = {label: next(iter(results.of(label, "final")), None) for label in results.labels}
+        done = [label for label, run in first.items() if run and run.status == "done"]  # a diverged run merges nothing
+        if unmerged := [label for label in done if results.merging(label) is None]:
+            gaps.append(f"merging is not measured for {listed(unmerged)}")
+    return gaps
+
+
+def listed(names: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _be(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"

@@ -1,0 +1,107 @@
+"""What all figures share: their form, their colours, and how a definition becomes SVG.
+
+Text and lines are drawn in ``currentColor``, so one definition follows the page into dark mode and into print.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+from altair.utils.schemapi import debug_mode
+
+from reports.records import Json, Results
+from reports.table import plain
+
+# Okabe and Ito's colours that read on white and on near-black (their yellow and black do not), then four of Tol's.
+COLOURS = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#D55E00",
+    "#56B4E9",
+    "#8C8C8C",
+    "#AA4499",
+    "#999933",
+    "#44AA99",
+    "#CC6677",
+)
+SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left")
+WIDTH, HEIGHT = 680, 340  # of the static SVG, in pixels; the page's figures are as wide as it is
+
+_INK = "currentColor"
+_TEXT = {"labelColor": _INK, "titleColor": _INK, "labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal"}
+_CONFIG: dict[str, Any] = {
+    "font": "system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif",
+    "view": {"stroke": None},
+    "autosize": {"type": "fit-x", "contains": "padding"},
+    "axis": {
+        **_TEXT,
+        "gridColor": _INK,
+        "gridOpacity": 0.12,
+        "domainColor": _INK,
+        "tickColor": _INK,
+        "titlePadding": 10,
+    },
+    "legend": {**_TEXT, "padding": 8, "rowPadding": 4, "columnPadding": 14},
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure: its Vega-Lite specification, and what it shows in words for those who cannot see it."""
+
+    key: str
+    title: str
+    caption: str
+    alt: str
+    spec: dict[str, Any]
+
+
+def compose(
+    key: str, title: str, caption: str, words: str, layers: Sequence[alt.Chart], height: int = HEIGHT
+) -> Figure:
+    """The layers as one figure, described by ``words``."""
+    chart = alt.layer(*layers).properties(width="container", height=height, description=words, background="transparent")
+    with debug_mode(False):  # no check of every part against the schema, which takes longer than all the rest
+        spec = chart.configure(**_CONFIG).to_dict(validate=False)
+    del spec["$schema"]  # an address: the page names the language itself, and nothing may look like a network reference
+    return Figure(key, title, caption, words, spec)
+
+
+def svg(figure: Figure) -> str:
+    """The figure as a static SVG document on white."""
+    import vl_convert
+
+    return str(vl_convert.vegalite_to_svg({**figure.spec, "width": WIDTH, "background": "white"}))
+
+
+def looks(results: Results, rows: Sequence[Json], legend: bool = True) -> tuple[alt.Color, alt.Shape]:
+    """Colour and shape of each method: by its place in the suite, so a method looks the same in every figure."""
+    present = {row["method"] for row in rows}
+    places = [(plain(label), place) for place, label in enumerate(results.labels) if plain(label) in present]
+    domain = [label for label, _ in places]
+    colours, shapes = ([look[place % len(look)] for _, place in places] for look in (COLOURS, SHAPES))
+    key = alt.Legend(
+        orient="bottom", columns=4, title=None, labelLimit=90, symbolOpacity=1, symbolSize=80, symbolStrokeWidth=2
+    )
+    return (
+        alt.Color("method:N", scale=alt.Scale(domain=domain, range=colours), legend=key if legend else None),
+        alt.Shape("method:N", scale=alt.Scale(domain=domain, range=shapes), legend=key if legend else None),
+    )
+
+
+def log_axis(field: str, title: str, values: Sequence[float], steps: Sequence[int]) -> alt.X:
+    """A logarithmic axis with a label at each of ``steps`` in every decade: Vega's own labels collide when few fit."""
+    decades = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
+    ticks = [float(f"{step}e{decade}") for decade in decades for step in steps]
+    axis = alt.Axis(values=ticks, format="~s" if min(values) >= 1 else "~g", labelOverlap=True)
+    return alt.X(f"{field}:Q", title=title, axis=axis, scale=alt.Scale(type="log", nice=False, padding=20))
+
+
+def inline(rows: Sequence[Json]) -> alt.InlineData:
+    return alt.InlineData(values=list(rows))

@@ -1,0 +1,168 @@
+"""The figures: one Vega-Lite definition each, for the interactive page and for static SVG alike."""
+
+from __future__ import annotations
+
+import math
+from statistics import fmean
+from typing import Any
+
+import altair as alt
+
+from reports.drawing import Figure, compose, inline, log_axis, looks
+from reports.records import Json, Results
+from reports.rounding import bracketed, plus_minus, rate
+from reports.table import plain
+from reports.tables import POINTS, mean_cell
+
+CROSS = "M-0.8,-0.8L0.8,0.8M-0.8,0.8L0.8,-0.8"  # drawn, not a character: fonts differ in what they have
+GAP = 0.02  # share of the axis between two methods in the score figure
+
+
+def figures(results: Results) -> dict[str, Figure]:
+    """Those for which there are data, by key: ``score``, ``rates`` and ``speed``."""
+    made = (score_figure(results), rates_figure(results), speed_figure(results))
+    return {figure.key: figure for figure in made if figure is not None}
+
+
+def score_figure(results: Results) -> Figure | None:
+    """Accuracy with its interval against the number of trainable parameters (logarithmic)."""
+    scored = [_score_datum(results, label) for label in results.labels if results.outcomes(label)]
+    rows = [row for row in scored if row["parameters"] is not None]
+    counted = _side_by_side([row for row in rows if row["parameters"]])
+    if not counted:
+        return None
+    x = log_axis("drawn", "trainable parameters (adapter)", [row["parameters"] for row in counted], steps=(1, 2, 5))
+    y, bounds = _accuracy_axis("accuracy (points)"), {"y": alt.Y("low:Q", title=""), "y2": "high:Q"}
+    (colour, shape), tips = looks(results, rows), ["method:N", "parameters:Q", "accuracy:N"]
+    # Zero has no place on a logarithmic axis: a method without parameters is a level to beat.
+    level = alt.Chart(inline([row for row in rows if row["parameters"] == 0]))
+    points = alt.Chart(inline(counted))
+    layers = [
+        level.mark_rect(opacity=0.12).encode(color=colour, **bounds),
+        level.mark_rule(strokeDash=[5, 4], strokeWidth=1.5).encode(y=y, color=colour, tooltip=tips),
+        points.mark_rule(strokeWidth=2).encode(x=x, color=colour, **bounds),
+        points.mark_point(filled=True, size=90, opacity=1).encode(x=x, y=y, tooltip=tips, color=colour, shape=shape),
+    ]
+    caption = (
+        "Mean test accuracy with 95 % t-intervals over seeds. A method without trainable parameters of its own is "
+        "drawn as a dashed line with its interval as a band; methods with nearly the same count stand side by side."
+    )
+    said = "; ".join(f"{row['method']} {row['accuracy']} points with {row['parameters']:,} parameters" for row in rows)
+    words = f"Accuracy against trainable parameters: {said}."
+    return compose("score", "Score against parameters", caption, words, layers)
+
+
+def _score_datum(results: Results, label: str) -> dict[str, Any]:
+    cell = mean_cell(results, label, "accuracy")
+    mean = float(cell.value or 0) * POINTS
+    half = None if cell.half is None else cell.half * POINTS
+    return {
+        "method": plain(label),
+        "parameters": results.parameters(label).get("trainable"),
+        "value": mean,
+        "low": mean - (half or 0),
+        "high": mean + (half or 0),
+        "accuracy": plus_minus(mean, half),
+    }
+
+
+def _side_by_side(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Adds where to draw each count, so that intervals of methods of nearly equal size do not cover each other.
+
+    On the logarithmic axis neighbours stand at least GAP of its length apart, at the least squared distance from their
+    true places: isotonic regression, by pooling adjacent violators.
+    """
+    ordered = sorted(rows, key=lambda row: row["parameters"])
+    places = [math.log10(row["parameters"]) for row in ordered]
+    gap = GAP * max(places[-1] - places[0], 0.5) if places else 0.0
+    blocks: list[list[float]] = []
+    for i, place in enumerate(places):
+        blocks.append([place - i * gap])
+        while len(blocks) > 1 and fmean(blocks[-2]) > fmean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    levels = [fmean(block) for block in blocks for _ in block]
+    return [
+        row | {"drawn": 10 ** (level + i * gap)} for i, (row, level) in enumerate(zip(ordered, levels, strict=True))
+    ]
+
+
+def rates_figure(results: Results) -> Figure | None:
+    """Validation accuracy against the learning rate, a line a method; chosen and diverged runs are marked."""
+    runs = [run for label in results.labels for run in results.of(label, "search")]
+    rows: list[dict[str, Any]] = [
+        {"method": plain(r.label), "rate": r.lr, "value": score * POINTS, "chosen": r.lr == results.chosen_lr(r.label)}
+        for r in runs
+        if (score := r.score("accuracy")) is not None
+    ]
+    if not rows:
+        return None
+    lowest = min(row["value"] for row in rows)
+    lost = [{"method": plain(r.label), "rate": r.lr, "value": lowest} for r in runs if r.status == "diverged"]
+    x = log_axis("rate", "learning rate", [run.lr for run in runs], steps=(1, 3))
+    y = _accuracy_axis("validation accuracy (points)")
+    colour, shape = looks(results, rows + lost)
+    tips = ["method:N", "rate:Q", alt.Tooltip("value:Q", format=".1f", title="accuracy")]
+    lines = alt.Chart(inline(rows))
+    chosen = lines.transform_filter("datum.chosen")
+    layers = [
+        lines.mark_line(strokeWidth=1.5).encode(x=x, y=y, color=colour),
+        lines.mark_point(filled=True, size=50, opacity=1).encode(x=x, y=y, tooltip=tips, color=colour, shape=shape),
+        chosen.mark_point(size=190, strokeWidth=2, shape="circle").encode(x=x, y=y, color=colour),
+    ]
+    if lost:
+        crosses = alt.Chart(inline(lost)).mark_point(shape=CROSS, size=110, strokeWidth=2.5)
+        layers.append(crosses.encode(x=x, y=y, color=colour, tooltip=["method:N", "rate:Q"]))
+    caption = "One validation run a rate. A ring marks the rate that the final runs use"
+    caption += "; ✕ at the bottom marks a run that diverged." if lost else "."
+    said = "; ".join(f"{row['method']} {rate(row['rate'])}: {row['value']:.1f}" for row in rows)
+    return compose("rates", "Learning rates", caption, f"Validation accuracy by learning rate: {said}.", layers)
+
+
+def speed_figure(results: Results) -> Figure | None:
+    """Step time as a ratio to the baseline and to the floor, with intervals."""
+    measured = (results.speed or {}).get("methods", {})
+    labels = [label for label in results.labels if label in measured]
+    if not labels:
+        return None
+    kinds = {"ratio_baseline": f"against {plain(results.baseline)}", "ratio_floor": "against the floor"}
+    rows = [_ratio_datum(label, name, measured[label][kind]) for label in labels for kind, name in kinds.items()]
+    ordered = [plain(label) for label in labels]
+    x = alt.X("value:Q", title="step time, ratio", axis=alt.Axis(tickCount=6), scale=alt.Scale(zero=False, padding=12))
+    y = alt.Y("method:N", title=None, sort=ordered, axis=alt.Axis(labelLimit=110, ticks=False, domain=False))
+    offset = alt.YOffset("against:N", sort=list(kinds.values()), scale=alt.Scale(paddingOuter=0.6))
+    colour, _ = looks(results, rows, legend=False)
+    shape = _reference_shape(list(kinds.values()))
+    ratios = alt.Chart(inline(rows))
+    layers = [
+        alt.Chart(inline([{"one": 1}]))
+        .mark_rule(color="currentColor", strokeDash=[2, 3], opacity=0.6)
+        .encode(x="one:Q"),
+        ratios.mark_rule(strokeWidth=2).encode(
+            x=alt.X("low:Q", title=""), x2="high:Q", y=y, yOffset=offset, color=colour
+        ),
+        ratios.mark_point(filled=True, size=80, opacity=1).encode(
+            x=x, y=y, yOffset=offset, color=colour, shape=shape, tooltip=["method:N", "against:N", "ratio:N"]
+        ),
+    ]
+    caption = (
+        "Median ratios of whole training steps, formed within interleaved rounds, with 95 % intervals. 1 is dotted."
+    )
+    said = "; ".join(f"{row['method']} {row['against']} {row['ratio']}" for row in rows)
+    height = max(160, 44 * len(labels))
+    return compose("speed", "Speed", caption, f"Step time ratios: {said}.", layers, height)
+
+
+def _reference_shape(references: list[str]) -> alt.Shape:
+    key = alt.Legend(orient="bottom", symbolFillColor="currentColor", symbolStrokeColor="currentColor")
+    scale = alt.Scale(domain=references, range=["circle", "diamond"])
+    return alt.Shape("against:N", title=None, sort=references, scale=scale, legend=key)
+
+
+def _ratio_datum(label: str, against: str, ratio: Json) -> dict[str, Any]:
+    median, low, high = ratio["median"], ratio["low"], ratio["high"]
+    said = bracketed(median, low, high)
+    return {"method": plain(label), "against": against, "value": median, "low": low, "high": high, "ratio": said}
+
+
+def _accuracy_axis(title: str) -> alt.Y:
+    return alt.Y("value:Q", title=title, scale=alt.Scale(zero=False, padding=14))

@@ -1,0 +1,70 @@
+"""One self-contained HTML page: figures interactive, tables and figures to download, nothing loaded from a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from reports.claims import missing
+from reports.drawing import Figure
+from reports.files import data_uri, inside_script, script_json, vega_libraries
+from reports.provenance import protocol, provenance
+from reports.records import Results
+from reports.render import to_csv, to_latex, to_markdown
+from reports.table import Table, plain, shown
+
+TEMPLATES = Path(__file__).parent / "templates"
+FORMATS = (
+    ("CSV", "csv", "text/csv", to_csv),
+    ("LaTeX", "tex", "text/x-tex", to_latex),
+    ("Markdown", "md", "text/markdown", to_markdown),
+)
+
+
+def page(
+    results: Results,
+    sentences: list[str],
+    tables: Mapping[str, Table],
+    figures: Mapping[str, Figure],
+    drawings: Mapping[str, str],
+) -> str:
+    """The report as one HTML document.
+
+    Args:
+        sentences: what may be claimed, in words.
+        tables, figures: by key; a section whose table or figure is absent says so.
+        drawings: the figures as SVG documents, by the same keys.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["plain"] = lambda value: plain(str(value))
+    environment.globals.update(shown=shown, downloads=downloads)
+    return environment.get_template("report.html.j2").render(
+        suite=results.suite,
+        labels=results.labels,
+        sentences=sentences,
+        missing=missing(results),
+        tables=tables,
+        figures=figures,
+        images={key: data_uri("image/svg+xml", drawing) for key, drawing in drawings.items()},
+        protocol=protocol(results),
+        provenance=provenance(results),
+        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        specs=script_json({key: figure.spec for key, figure in figures.items()}),
+        libraries=Markup(inside_script(vega_libraries())) if figures else "",
+    )
+
+
+def downloads(table: Table) -> list[tuple[str, str, str]]:
+    """(format, file name, address) of the table in every format."""
+    return [
+        (name, f"{table.key}.{end}", data_uri(f"{kind};charset=utf-8", to(table))) for name, end, kind, to in FORMATS
+    ]

@@ -1,0 +1,69 @@
+"""How the runs were made, and where every number comes from: (what, value) pairs for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from reports.records import Json, Results
+from reports.table import plain
+
+
+def protocol(results: Results) -> list[tuple[str, str]]:
+    """How the runs were made: (what, value)."""
+    suite, training = results.suite, results.suite.get("training") or {}
+    finals = sorted({run.seed for run in results.runs if run.stage == "final"})
+    searches = sorted({run.seed for run in results.runs if run.stage == "search"})
+    grid = suite["protocol"]
+    return [
+        ("Model", plain(str(suite.get("model", "")))),
+        ("Benchmark", plain(str(suite.get("benchmark", "")))),
+        ("Adapted modules", plain(", ".join(map(str, suite.get("where", ()))))),
+        (
+            "Learning-rate grid",
+            f"{grid.get('points')} points, {grid.get('per_decade')} per decade, LoRA's centre {grid.get('lr')}",
+        ),
+        ("Search", f"validation split, seed {_joined(searches)}"),
+        (
+            "Final runs",
+            f"test split, seeds {_joined(finals)}; one seed gives every method the same data order and head",
+        ),
+        ("Training", ", ".join(f"{plain(str(name))} {plain(str(value))}" for name, value in training.items())),
+    ]
+
+
+def provenance(results: Results) -> list[tuple[str, str]]:
+    """Where the numbers come from: (what, value). Values that differ between records are all listed."""
+    identities = [record["run"].get("identity") or {} for record in results.records]
+    environments = [_flat(record.get("environment") or {}) for record in results.records]
+    rows = [("Command", results.command)]
+    rows += [(f"{name} digest", _joined(i.get(name, "") for i in identities)) for name in ("model", "data")]
+    names = dict.fromkeys(name for i in identities for name in i.get("methods", {}))
+    rows += [(f"Source of {name}", _joined(i.get("methods", {}).get(name, "") for i in identities)) for name in names]
+    rows += [("Device", _joined(record["run"].get("device", "") for record in results.records))]
+    keys = dict.fromkeys(key for environment in environments for key in environment)
+    rows += [(key, _joined(environment.get(key, "") for environment in environments)) for key in keys]
+    rows += [(f"Version of {name}", str(value)) for name, value in results.versions.items()]
+    rows += [("Records", f"{len(results.records)}" + (f", {results.left_out} left out" if results.left_out else ""))]
+    return [(plain(name), plain(value)) for name, value in [*rows, *_wall(results.wall)] if value]
+
+
+def _wall(wall: Json | None) -> list[tuple[str, str]]:
+    if not wall:
+        return []
+    seconds, share = wall.get("wall_seconds"), wall.get("overhead_share")
+    rows = [("Wall time", f"{seconds:,.0f} s" if seconds is not None else "")]
+    rows += [("Workers", str(wall.get("workers", ""))), ("Runs computed", str(wall.get("computed_runs", "")))]
+    return [*rows, ("Overhead share", f"{100 * share:.1f} %" if share is not None else "")]
+
+
+def _flat(value: Json, prefix: str = "") -> dict[str, str]:
+    """Nested mappings as one, keys joined by spaces."""
+    flat: dict[str, str] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}{key} ") if isinstance(inner, dict) else {f"{prefix}{key}": str(inner)}
+    return flat
+
+
+def _joined(values: Iterable[Any]) -> str:
+    return ", ".join(dict.fromkeys(str(value) for value in values if value != "" and value is not None))

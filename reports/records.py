@@ -1,0 +1,198 @@
+"""Reads a results folder: a suite and its records, as plain JSON, into one small frozen structure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Json = Mapping[str, Any]
+Measure = Literal["accuracy", "macro_f1", "loss"]
+
+
+class UnusableResults(ValueError):
+    """A results folder that cannot be reported; the message is one line which names the file and what is wrong."""
+
+
+@dataclass(frozen=True)
+class ScoreRun:
+    """One training of one method, scored on one split. ``lr`` is the adapter's learning rate."""
+
+    label: str
+    stage: str  # "search" or "final"
+    split: str
+    lr: float
+    seed: int
+    status: str  # "done", "diverged" or "failed"
+    measures: Json
+    error: str | None
+
+    def score(self, measure: Measure) -> float | None:
+        """A share from 0 to 1 (loss: nats); None where the run has no score."""
+        value = self.measures.get("score", {}).get(measure)
+        return float(value) if self.status == "done" and value is not None else None
+
+    @property
+    def items(self) -> int | None:
+        """How many items were scored."""
+        score = self.measures.get("score")
+        return len(score["items"]["gold"]) if score and "items" in score else None
+
+
+@dataclass(frozen=True)
+class Results:
+    """A suite and what is known of it so far. ``labels`` is in display order; records of other methods are left out."""
+
+    suite: Json
+    command: str
+    versions: Json
+    labels: tuple[str, ...]
+    runs: tuple[ScoreRun, ...]
+    speed: Json | None
+    speed_error: str | None
+    records: tuple[Json, ...]
+    left_out: int
+    wall: Json | None
+
+    @property
+    def baseline(self) -> str:
+        return str(self.suite["baseline"])
+
+    @property
+    def probe(self) -> str | None:
+        """The label of the method that trains the task head alone, if the suite has one."""
+        return next((e["label"] for e in self.suite["methods"] if e["method"]["name"] == "probe"), None)
+
+    @property
+    def resolution(self) -> float:
+        """The step in which the final accuracies move: one item's share; 0 while unknown."""
+        counts = [run.items for run in self.runs if run.stage == "final" and run.items]
+        return 1 / min(counts) if counts else 0.0
+
+    def of(self, label: str, stage: str) -> list[ScoreRun]:
+        """A method's runs of one stage, by learning rate and seed."""
+        chosen = (run for run in self.runs if run.label == label and run.stage == stage)
+        return sorted(chosen, key=lambda run: (run.lr, run.seed))
+
+    def outcomes(self, label: str, measure: Measure = "accuracy") -> dict[int, float]:
+        """seed -> score of the final runs that have one."""
+        scores = {run.seed: run.score(measure) for run in self.of(label, "final")}
+        return {seed: score for seed, score in scores.items() if score is not None}
+
+    def chosen_lr(self, label: str) -> float | None:
+        """The learning rate of the final runs; None while there are none."""
+        finals = self.of(label, "final")
+        return finals[0].lr if finals else None
+
+    def parameters(self, label: str) -> Json:
+        """Counts of the method's adapter; empty while no run has them."""
+        return next(
+            (r.measures["parameters"] for r in self.runs if r.label == label and "parameters" in r.measures), {}
+        )
+
+    def merging(self, label: str) -> Json | None:
+        """The merge measurement of the first final run that has one."""
+        return next((r.measures["merging"] for r in self.of(label, "final") if "merging" in r.measures), None)
+
+
+def load(directory: Path) -> Results:
+    """Everything a report needs from ``suite.json``, ``records.jsonl`` and, if it is there, ``wall.json``.
+
+    Raises:
+        UnusableResults: a file is missing or damaged, or the records contradict the suite.
+    """
+    described = _json_object(directory / "suite.json")
+    suite = described.get("suite")
+    if not isinstance(suite, dict) or not _is_suite(suite):
+        raise UnusableResults(f"{directory / 'suite.json'} does not describe a suite: run the comparison again")
+    records = _records(directory / "records.jsonl")
+    wall = _json_object(directory / "wall.json") if (directory / "wall.json").is_file() else None
+    runs = [_score_run(record, suite) for record in records if record["run"]["kind"] == "score"]
+    known = tuple(run for run in runs if run is not None)
+    _refuse_several_rates(known, directory)
+    speed = next((record for record in reversed(records) if record["run"]["kind"] == "speed"), None)
+    return Results(
+        suite=suite,
+        command=str(described.get("command", "")),
+        versions=described.get("versions") or {},
+        labels=tuple(str(entry["label"]) for entry in suite["methods"]),
+        runs=known,
+        speed=speed["measures"].get("speed") if speed else None,
+        speed_error=(speed.get("error") or speed["status"]) if speed and speed["status"] != "done" else None,
+        records=tuple(records),
+        left_out=len(runs) - len(known),
+        wall=wall,
+    )
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    value = _parse(_text(path), str(path))
+    if not isinstance(value, dict):
+        raise UnusableResults(f"{path} is damaged: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """One record a key, the last one written: a failed run is computed again and then stands twice."""
+    records: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        record = _parse(line, f"{path}, line {number},")
+        if not _is_record(record):
+            raise UnusableResults(f"{path}, line {number}, is damaged: not a record with key, run, status and measures")
+        records[record["key"]] = record
+    return list(records.values())
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UnusableResults(f"{path} is missing: is {path.parent} the folder of a comparison?") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnusableResults(f"{path} cannot be read: {error}") from error
+
+
+def _parse(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UnusableResults(f"{place} is damaged: {error}") from error
+
+
+def _is_suite(suite: dict[str, Any]) -> bool:
+    entries = suite.get("methods")
+    if not isinstance(entries, list) or not entries or not isinstance(suite.get("protocol"), dict):
+        return False
+    sound = all(isinstance(e, dict) and "label" in e and "name" in (e.get("method") or {}) for e in entries)
+    return sound and suite.get("baseline") in {e["label"] for e in entries}
+
+
+def _is_record(record: Any) -> bool:
+    if not isinstance(record, dict) or not all(isinstance(record.get(k), dict) for k in ("run", "measures")):
+        return False
+    needed = {"score": ("stage", "split", "lr", "seed", "method"), "speed": ("methods",)}.get(record["run"].get("kind"))
+    return needed is not None and all(name in record["run"] for name in needed) and {"key", "status"} <= record.keys()
+
+
+def _score_run(record: dict[str, Any], suite: dict[str, Any]) -> ScoreRun | None:
+    run = record["run"]
+    # Dict equality, not equal text: 16 and 16.0 are the same hyperparameter.
+    label = next((entry["label"] for entry in suite["methods"] if entry["method"] == run["method"]), None)
+    if label is None:
+        return None
+    place = {name: run[name] for name in ("stage", "split", "lr", "seed")}
+    return ScoreRun(
+        str(label), **place, status=record["status"], measures=record["measures"], error=record.get("error")
+    )
+
+
+def _refuse_several_rates(runs: tuple[ScoreRun, ...], directory: Path) -> None:
+    rates: dict[str, float] = {}
+    for run in runs:
+        if run.stage == "final" and rates.setdefault(run.label, run.lr) != run.lr:
+            two = f"{rates[run.label]:g} and {run.lr:g}"
+            raise UnusableResults(f"{directory}: {run.label!r} has final runs at two learning rates, {two}; keep one")

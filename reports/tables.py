@@ -1,0 +1,245 @@
+"""The tables about scores: results, learning rates, the methods as they were run, and runs without a score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from reports import statistics
+from reports.records import Json, Measure, Results, ScoreRun
+from reports.table import (
+    EMPTY,
+    Cell,
+    Column,
+    Table,
+    Value,
+    count,
+    digits,
+    learning_rate,
+    text,
+    to_its_interval,
+    with_bounds,
+    with_half,
+)
+
+POINTS, MEBI = 100.0, 1 / 2**20
+EDGE, UNPAIRED = "†", "‡"
+EDGE_NOTE = "On the edge of its searched grid: a wider grid may find a better rate."
+UNPAIRED_NOTE = "Fewer than two seeds in common with the baseline: no interval."
+METHOD = Column("method", "method", text, align="left", place="terminal")
+
+
+def main_table(results: Results) -> Table:
+    """The results: what each method scores, against the baseline and the probe, and what it costs."""
+    base = results.baseline
+    columns = (
+        METHOD,
+        Column("learning_rate", "learning rate", learning_rate, place="terminal"),
+        Column("trainable_parameters", "trainable parameters", count, place="terminal"),
+        Column("accuracy", "accuracy", with_half(POINTS), "points", interval=True, place="terminal"),
+        Column("macro_f1", "macro-F1", with_half(POINTS), "points", interval=True),
+        Column(
+            "difference", f"against {base}", with_half(POINTS, signed=True), "points", interval=True, place="terminal"
+        ),
+        Column("verdict", "verdict", text, align="left", place="terminal"),
+        _step_time_column(base),
+        Column("saved_bytes", "saved for backward", digits(3, MEBI), "MiB"),
+        Column("peak_bytes", "peak memory", digits(3, MEBI), "MiB"),
+        Column("seeds", "seeds", count),
+        Column("remark", "remark", text, align="left"),
+    )
+    best, against = best_method(results), comparisons(results, base)
+    remarks = remark_texts(results)
+    rows = tuple(
+        (
+            Cell(label),
+            *_scores(results, label, best),
+            *_comparison(results, label, against),
+            *_costs(results, label),
+            Cell(len(results.outcomes(label))),
+            Cell(remarks[label]),
+        )
+        for label in results.labels
+    )
+    notes = ((EDGE, EDGE_NOTE), (UNPAIRED, UNPAIRED_NOTE))
+    family = sum(comparison.difference is not None for comparison in against.values())
+    return Table("main", "Results", main_caption(results, best, family), columns, rows, notes)
+
+
+def _step_time_column(base: str) -> Column:
+    show, unit = with_bounds(), f"× {base}"
+    return Column("step_time_ratio", "step time", show, unit, interval=True, place="terminal", brief=to_its_interval())
+
+
+def _scores(results: Results, label: str, best: str | None) -> tuple[Cell, ...]:
+    lr, searched = results.chosen_lr(label), [run.lr for run in results.of(label, "search")]
+    edge = len(set(searched)) > 1 and lr in (min(searched), max(searched))
+    trainable = results.parameters(label).get("trainable")
+    return (
+        Cell(lr, mark=EDGE if edge else ""),  # of a method that trains only the head: the head's
+        Cell(trainable),
+        mean_cell(results, label, "accuracy", best=label == best),
+        mean_cell(results, label, "macro_f1"),
+    )
+
+
+def mean_cell(results: Results, label: str, measure: Measure, best: bool = False) -> Cell:
+    """Mean over the final seeds with its t-interval; empty without a score."""
+    outcomes = results.outcomes(label, measure)
+    if not outcomes:
+        return EMPTY
+    resolution = results.resolution if measure == "accuracy" else 0.0
+    estimate = statistics.mean_interval(list(outcomes.values()), resolution=resolution)
+    return Cell(estimate.mean, estimate.low, estimate.high, best=best)
+
+
+def _comparison(results: Results, label: str, against: dict[str, statistics.Comparison]) -> tuple[Cell, Cell]:
+    if label == results.baseline:
+        return EMPTY, Cell("baseline")
+    difference = against[label].difference
+    if difference is None:
+        return Cell(None, mark=UNPAIRED), EMPTY
+    return Cell(difference.mean, difference.low, difference.high), Cell(against[label].verdict)
+
+
+def _costs(results: Results, label: str) -> tuple[Cell, ...]:
+    speed = (results.speed or {}).get("methods", {}).get(label)
+    if speed is None:
+        return EMPTY, EMPTY, EMPTY
+    return interval_cell(speed.get("ratio_baseline")), Cell(speed.get("saved_bytes")), Cell(speed.get("peak_bytes"))
+
+
+def interval_cell(interval: Json | None) -> Cell:
+    """A measured {median, low, high} as a cell."""
+    return Cell(interval["median"], interval["low"], interval["high"]) if interval else EMPTY
+
+
+def comparisons(results: Results, reference: str) -> dict[str, statistics.Comparison]:
+    """Every method's accuracy against one of them, paired by seed, Holm-corrected."""
+    outcomes = {label: results.outcomes(label) for label in results.labels}
+    return statistics.compare_with(outcomes, reference, resolution=results.resolution)
+
+
+def best_method(results: Results) -> str | None:
+    """The only method that may be set in bold. One that always diverged competes no more; one not yet run does."""
+    lost = {label for label in results.labels if _all_diverged(results.of(label, "final"))}
+    outcomes = {label: results.outcomes(label) for label in results.labels if label not in lost}
+    return statistics.best_beyond_interval(outcomes, resolution=results.resolution)
+
+
+def _all_diverged(runs: Iterable[ScoreRun]) -> bool:
+    statuses = {run.status for run in runs}
+    return statuses == {"diverged"}
+
+
+def unbeaten_probe(results: Results) -> list[str]:
+    """The methods that share two seeds or more with the probe and do not beat it, each comparison on its own."""
+    if results.probe is None:
+        return []
+    probe = results.outcomes(results.probe)
+    paired = (label for label in results.labels if len(results.outcomes(label).keys() & probe.keys()) > 1)
+    verdicts = {
+        label: statistics.beats(results.outcomes(label), probe, resolution=results.resolution)
+        for label in paired
+        if label != results.probe
+    }
+    return [label for label, verdict in verdicts.items() if verdict != "better"]
+
+
+def remark_texts(results: Results) -> dict[str, str]:
+    """What a reader must know about a method's numbers, in words."""
+    unbeaten = unbeaten_probe(results)
+    remarks = {}
+    for label in results.labels:
+        finals = results.of(label, "final")
+        parts = ["does not beat the probe"] if label in unbeaten else []
+        for status in ("diverged", "failed"):
+            number = sum(run.status == status for run in finals)
+            parts += [f"{number} of {len(finals)} seeds {status}"] if number else []
+        parts += [] if finals else ["no final runs yet"]
+        remarks[label] = "; ".join(parts)
+    return remarks
+
+
+def main_caption(results: Results, best: str | None, family: int) -> str:
+    """How the numbers came about and what they do not say."""
+    finals = [run for run in results.runs if run.stage == "final"]
+    items = max((run.items or 0 for run in finals), default=0)
+    seeds = results.suite["protocol"].get("seeds")
+    return (
+        f"Test scores of {results.suite['model']} on {results.suite['benchmark']} ({items:,} items): mean over up to "
+        f"{seeds} seeds with the half-width of the 95 % t-interval. The interval covers what changes with the seed "
+        "(order of the data, initialisation), not the choice of test items. "
+        f"Differences to {results.baseline} are paired by seed, with 95 % t-intervals. Verdicts are Holm-corrected at "
+        f"5 % over these {family} comparisons; the intervals and the remark about the probe are not. Only a method "
+        "whose paired difference to every other one has an interval above zero is set in bold: "
+        f"{best or 'here none'}. Trainable parameters are the adapter's; the task head, the same for all, is not "
+        "counted. Step time is the median ratio within interleaved rounds with its 95 % interval."
+    )
+
+
+def rates_table(results: Results) -> Table:
+    """Every learning rate that was searched, with its validation score."""
+    columns = (
+        METHOD,
+        Column("learning_rate", "learning rate", learning_rate, place="terminal"),
+        Column("validation_accuracy", "validation accuracy", digits(3, POINTS), "points", place="terminal"),
+        Column("validation_macro_f1", "validation macro-F1", digits(3, POINTS), "points"),
+        Column("validation_loss", "validation loss", digits(3), "nats"),
+        Column("status", "status", text, align="left", place="terminal"),
+        Column("chosen", "chosen", text, align="left", place="terminal"),
+    )
+    rows = tuple(_rate_row(results, run) for label in results.labels for run in results.of(label, "search"))
+    caption = (
+        "One run a rate, on validation data, with a seed that the final runs do not use. One run has no interval: the "
+        "scores choose a rate, they do not compare methods."
+    )
+    return Table("learning_rates", "Learning rates", caption, columns, rows)
+
+
+def _rate_row(results: Results, run: ScoreRun) -> tuple[Cell, ...]:
+    chosen: Value = "chosen" if run.lr == results.chosen_lr(run.label) else ""
+    scores = (Cell(run.score(measure)) for measure in ("accuracy", "macro_f1", "loss"))
+    return (Cell(run.label), Cell(run.lr), *scores, Cell(run.status), Cell(chosen))
+
+
+def methods_table(results: Results) -> Table:
+    """The methods with every hyperparameter, and the sizes that follow from them."""
+    columns = (
+        METHOD,
+        Column("name", "implementation", text, align="left", place="terminal"),
+        Column("hyperparameters", "hyperparameters", text, align="left", place="terminal"),
+        Column("trainable_parameters", "trainable parameters", count, place="terminal"),
+        Column("share", "share of the base", digits(2, POINTS), "%"),
+        Column("stored_bytes", "adapter file", digits(3, 1 / 1024), "KiB"),
+        Column("left_after_merging", "left after merging", count),
+    )
+    rows = tuple(_method_row(entry, results.parameters(str(entry["label"]))) for entry in results.suite["methods"])
+    caption = "Counts are the adapter's; the task head, the same for all, is not counted."
+    return Table("methods", "Methods as run", caption, columns, rows)
+
+
+def _method_row(entry: Json, counts: Json) -> tuple[Cell, ...]:
+    settings: dict[str, Any] = entry["method"].get("hyperparameters") or {}
+    written = ", ".join(f"{name} = {value}" for name, value in settings.items())
+    sizes = (Cell(counts.get(name)) for name in ("trainable", "share", "stored_bytes", "left_after_merging"))
+    return (Cell(str(entry["label"])), Cell(str(entry["method"]["name"])), Cell(written), *sizes)
+
+
+def unscored_table(results: Results) -> Table:
+    """The runs that diverged or failed: none of them disappears."""
+    columns = (
+        METHOD,
+        Column("stage", "stage", text, align="left", place="terminal"),
+        Column("learning_rate", "learning rate", learning_rate, place="terminal"),
+        Column("seed", "seed", count, place="terminal"),
+        Column("status", "status", text, align="left", place="terminal"),
+        Column("reason", "reason", text, align="left", place="terminal"),
+    )
+    runs = (run for label in results.labels for stage in ("search", "final") for run in results.of(label, stage))
+    rows = tuple(
+        (Cell(r.label), Cell(r.stage), Cell(r.lr), Cell(r.seed), Cell(r.status), Cell(r.error or ""))
+        for r in runs
+        if r.status != "done"
+    )
+    return Table("unscored", "Runs that failed or diverged", "", columns, rows)

@@ -1,0 +1,74 @@
+"""A results folder becomes a report: page, tables and figures beside the records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from reports.claims import opening
+from reports.costs import merging_table, speed_table
+from reports.files import write_atomically
+from reports.records import Results, load
+from reports.render import escape_markdown, to_csv, to_latex, to_markdown, to_rich
+from reports.table import Table, plain
+from reports.tables import main_table, methods_table, rates_table, unscored_table
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written, and the same in memory. ``tables`` maps main, merging, speed, ... to the tables."""
+
+    sentences: tuple[str, ...]
+    tables: dict[str, Table]
+    files: tuple[Path, ...]
+
+    def terminal(self, *keys: str) -> RenderableType:
+        """For ``rich.print``: the main table, or the tables named, and what may be claimed."""
+        chosen = [to_rich(self.tables[key]) for key in (keys or ("main",)) if key in self.tables]
+        return Group(*chosen, Text(), *(Text(f"• {plain(sentence)}") for sentence in self.sentences))
+
+
+def write_report(directory: Path) -> Report:
+    """Writes report.html, table.md, table.tex, table.csv, a CSV file for each other table and an SVG for each figure.
+
+    The files are a pure function of the records: the same records give the same bytes.
+
+    Raises:
+        UnusableResults: a file of the folder is missing or damaged; nothing is written then.
+    """
+    results = load(directory)
+    sentences, tables = opening(results), all_tables(results)
+    files = [(directory / name, text) for name, text in contents(results, sentences, tables)]
+    for path, text in files:
+        write_atomically(path, text)
+    return Report(tuple(sentences), tables, tuple(path for path, _ in files))
+
+
+def all_tables(results: Results) -> dict[str, Table]:
+    """Every table that has rows, by key."""
+    makers = (main_table, merging_table, speed_table, rates_table, methods_table, unscored_table)
+    made = (make(results) for make in makers)
+    return {table.key: table for table in made if table is not None and table.rows}
+
+
+def contents(results: Results, sentences: list[str], tables: dict[str, Table]) -> Iterator[tuple[str, str]]:
+    """(file name, text) of every file of the report."""
+    from reports.drawing import svg  # altair is slow to import: those who only read records do without it
+    from reports.figures import figures
+    from reports.page import page
+
+    charts = figures(results)
+    drawings = {key: svg(figure) for key, figure in charts.items()}
+    head = f"# {escape_markdown(str(results.suite.get('name', 'Report')))}\n\n"
+    said = "".join(f"- {escape_markdown(sentence)}\n" for sentence in sentences)
+    yield "report.html", page(results, sentences, tables, charts, drawings)
+    yield "table.md", "\n".join([head + said, *map(to_markdown, tables.values())])
+    yield "table.tex", "\n".join(map(to_latex, tables.values()))
+    for key, table in tables.items():
+        yield ("table.csv" if key == "main" else f"table_{key}.csv"), to_csv(table)
+    for key, drawing in drawings.items():
+        yield f"figure_{key}.svg", drawing

@@ -1,0 +1,211 @@
+"""Synthetic results folders: eight methods, realistic numbers, every kind of gap."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+ITEMS = 500
+# label -> (hyperparameters, centre of the grid, trainable parameters, accuracy, step time ratio)
+METHODS: dict[str, tuple[dict[str, Any], float, int, float, float]] = {
+    "lora": ({"rank": 8, "alpha": 16.0}, 5e-3, 73728, 0.774, 1.0),
+    "dora": ({"rank": 8, "alpha": 16.0}, 5e-3, 78336, 0.778, 1.31),
+    "pissa": ({"rank": 8}, 5e-4, 73728, 0.781, 1.01),
+    "milora": ({"rank": 8}, 1.5e-3, 73728, 0.772, 1.0),
+    "lora_xs": ({"rank": 32}, 5e-2, 12288, 0.741, 0.97),
+    "stiefel": ({"rank": 8}, 2.5e-2, 74496, 0.691, 1.62),
+    "full": ({}, 5e-4, 1774464, 0.828, 1.24),
+    "probe": ({}, 5e-3, 0, 0.687, 0.41),
+}
+BASE = 22713216
+SOURCES = {name: f"{i:06x}" for i, name in enumerate(METHODS)}
+IDENTITY = {"model": "9f2c1b", "data": "a01d77", "methods": SOURCES, "format": 1}
+ENVIRONMENT = {"cpu": "Example CPU", "cores": 2, "torch": "2.9.0", "threads": 1}
+
+
+def suite(labels: Iterable[str] = METHODS, seeds: int = 3) -> dict[str, Any]:
+    entries = [
+        {"label": label, "method": {"name": label, "hyperparameters": METHODS[label][0]}, "lr": None}
+        for label in labels
+    ]
+    return {
+        "name": "quick",
+        "model": "minilm",
+        "benchmark": "trec50",
+        "where": ["query", "value"],
+        "baseline": "lora",
+        "methods": entries,
+        "training": {"steps": 60, "batch_size": 16, "head_lr": 0.01},
+        "protocol": {"lr": 5e-3, "points": 3, "per_decade": 2, "seeds": seeds},
+        "merging": {"items": 200, "dtypes": ["float32", "bfloat16", "float16"]},
+        "speed": {"batch_size": 16, "tokens": 16, "warmup": 3, "rounds": 15},
+    }
+
+
+def score(accuracy: float) -> dict[str, Any]:
+    gold = [i % 50 for i in range(ITEMS)]
+    right = round(accuracy * ITEMS)
+    predicted = [g if i < right else (g + 1) % 50 for i, g in enumerate(gold)]
+    items = {"id": list(range(ITEMS)), "gold": gold, "predicted": predicted}
+    return {
+        "accuracy": right / ITEMS,
+        "macro_f1": round(accuracy - 0.11, 6),
+        "loss": round(2.2 - 1.6 * accuracy, 6),
+        "items": items,
+    }
+
+
+def parameters(label: str) -> dict[str, Any]:
+    trainable = METHODS[label][2]
+    share = trainable / BASE
+    stored = {"trainable": trainable, "closed_form": trainable, "stored_bytes": 4 * trainable, "left_after_merging": 0}
+    return stored | {"base": BASE, "share": share}
+
+
+def merging(label: str) -> dict[str, Any]:
+    errors = {"float32": 3.1e-7, "bfloat16": 0.043, "float16": 0.0058}
+    dtypes = {
+        name: {
+            "effect": 0.0 if label == "probe" else 0.62,
+            "error": None if label == "probe" else error,
+            "max_logit_change": 8 * error,
+            "flipped": min(0.02, round(error / 5, 3)),
+            "accuracy_adapted": 0.775,
+            "accuracy_merged": 0.775 if error < 0.01 else 0.77,
+        }
+        for name, error in errors.items()
+    }
+    return {"items": 200, "restored": True, "mergeable": True, "dtypes": dtypes}
+
+
+def score_record(label: str, stage: str, lr: float, seed: int, accuracy: float) -> Record:
+    final = stage == "final"
+    measures = {
+        "training": {"loss": [3.9, 2.5, 1.1], "head_lr": 0.01},
+        "parameters": parameters(label),
+        "score": score(accuracy),
+    }
+    if final and seed == 1:
+        measures["merging"] = merging(label)
+    run = {
+        "kind": "score",
+        "stage": stage,
+        "model": "minilm",
+        "benchmark": "trec50",
+        "where": ["query", "value"],
+        "method": {"name": label, "hyperparameters": METHODS[label][0]},
+        "lr": lr,
+        "seed": seed,
+        "split": "test" if final else "validation",
+        "training": {"steps": 60},
+        "merging": None,
+        "device": "cpu",
+        "identity": IDENTITY,
+    }
+    return _record(f"{label}-{stage}-{lr:.3g}-{seed}", run, measures)
+
+
+def speed_record(labels: Iterable[str] = METHODS) -> Record:
+    methods = {label: _method_speed(METHODS[label][4]) for label in labels}
+    floor = {"forward": spread(0.021), "backward": spread(0.019), "total": spread(0.040)}
+    measured = {
+        "threads": 1,
+        "batch_size": 16,
+        "tokens": 16,
+        "rounds": 15,
+        "noise": 0.011,
+        "floor": floor | {"saved_bytes": 9_000_000, "peak_bytes": 14_000_000},
+        "base_latency": spread(0.0031),
+        "methods": methods,
+    }
+    run = {
+        "kind": "speed",
+        "methods": {label: {} for label in labels},
+        "device": "cpu",
+        "identity": IDENTITY,
+        "threads": 1,
+    }
+    return _record("speed", run, {"speed": measured})
+
+
+def spread(median: float, share: float = 0.03) -> dict[str, float]:
+    return {"median": median, "low": median * (1 - share), "high": median * (1 + 1.3 * share)}
+
+
+def _method_speed(ratio: float) -> dict[str, Any]:
+    phases = {"forward": 0.022, "backward": 0.025, "optimiser": 0.002, "hooks": 0.0001, "total": 0.049}
+    return {
+        **{name: spread(seconds * ratio) for name, seconds in phases.items()},
+        "ratio_baseline": spread(ratio, 0.0 if ratio == 1.0 else 0.02),
+        "ratio_floor": spread(1.2 * ratio, 0.02),
+        "saved_bytes": int(1.1e7 * ratio),
+        "peak_bytes": int(1.9e7 * ratio),
+        "init_seconds": 0.05 * ratio,
+        "latency": {"adapted": spread(0.0036 * ratio), "merged": spread(0.0031)},
+    }
+
+
+def _record(key: str, run: Record, measures: dict[str, Any]) -> Record:
+    base = {"key": key, "run": run, "status": "done", "measures": measures, "seconds": {"forward": 1.0}}
+    return base | {"environment": ENVIRONMENT, "error": None}
+
+
+def wobble(*place: int) -> float:
+    """A fixed number between -1 and 1 which looks random; golden files must not depend on a generator's stream."""
+    return ((7919 * sum((i + 1) * (p + 3) ** 2 for i, p in enumerate(place))) % 2001) / 1000 - 1
+
+
+def all_records(seeds: int = 3) -> list[Record]:
+    """A complete suite: three rates and ``seeds`` final seeds a method, and the speed run."""
+    records = []
+    for m, (label, (_, centre, _, accuracy, _)) in enumerate(METHODS.items()):
+        rates = [centre * 10 ** (k / 2) for k in (-1, 0, 1)]
+        best = 2 if label == "stiefel" else 1  # one method's choice lies on the edge
+        for i, lr in enumerate(rates):
+            records.append(score_record(label, "search", lr, 0, accuracy - 0.04 * abs(i - best) + 0.005 * wobble(m, i)))
+        for seed in range(1, seeds + 1):
+            within = 0.008 * wobble(seed) + 0.004 * wobble(seed, m)  # a part that all methods share, and their own
+            records.append(score_record(label, "final", rates[best], seed, accuracy + within))
+    return [*records, speed_record()]
+
+
+def diverged(record: Record) -> Record:
+    measures = {name: value for name, value in record["measures"].items() if name not in ("score", "merging")}
+    return record | {"status": "diverged", "measures": measures}
+
+
+def failed(record: Record, error: str = "OSError: no space left on device") -> Record:
+    return record | {"status": "failed", "measures": {}, "error": error}
+
+
+def relabelled(value: Any, name: str, label: str) -> Any:
+    """The suite, or the records, with the method ``name`` shown under another label."""
+    if isinstance(value, list):
+        return [relabelled(v, name, label) for v in value]
+    if not isinstance(value, dict):
+        return value
+    entries = {
+        (label if k == name and isinstance(v, dict) else k): relabelled(v, name, label) for k, v in value.items()
+    }
+    return entries | ({"label": label} if entries.get("label") == name else {})
+
+
+def write_folder(
+    folder: Path, records: list[Record], described: dict[str, Any] | None = None, wall: bool = True
+) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    top = {
+        "suite": described or suite(),
+        "command": "python3 tasks.py compare quick",
+        "versions": {"python": "3.11", "svdbench": "0.1.0"},
+    }
+    (folder / "suite.json").write_text(json.dumps(top))
+    (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    if wall:
+        seen = {"wall_seconds": 241.3, "workers": 2, "overhead_share": 0.031, "computed_runs": 49}
+        (folder / "wall.json").write_text(json.dumps(seen))
+    return folder
