@@ -1,0 +1,89 @@
+"""Who may import whom: variants <- evaluation; reports read records only; nothing imports tasks."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("variants", "evaluation", "reports")
+FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+TENSORS = {"torch", "numpy", "scipy", "safetensors"}
+
+
+def imported(source: str, package: str = "") -> Iterator[str]:
+    """Every module a file imports, anywhere in it, by absolute dotted name.
+
+    Args:
+        package: the dotted package of the file, from which relative imports count.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            stem = ".".join([*parents, *([node.module] if node.module else [])])
+            yield stem
+            yield from (f"{stem}.{alias.name}" for alias in node.names)  # from variants import core
+
+
+def complaints(path: str, modules: Iterator[str]) -> list[str]:
+    """The imports which a file at ``path``, relative to the root, may not have."""
+    return [module for module in modules if not _allowed(path, module)]
+
+
+def _allowed(path: str, module: str) -> bool:
+    top = module.split(".")[0]
+    if top in {"tasks", "tests"}:
+        return False
+    if path.startswith("variants/core/"):
+        inside = module == "variants" or module.startswith("variants.core")
+        extra = {"transformers"} if path == "variants/core/conv1d.py" else set()
+        return inside if top == "variants" else top in TENSORS | extra or top in sys.stdlib_module_names
+    if path.startswith("variants/"):
+        return top == "variants" or top in TENSORS or top in sys.stdlib_module_names
+    if path.startswith("evaluation/"):
+        return top != "reports"
+    return top not in {"torch", "variants", "evaluation"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    relative = path.relative_to(ROOT)
+    found = complaints(str(relative), imported(path.read_text(), ".".join(relative.parent.parts)))
+    assert not found, f"{relative} may not import {', '.join(found)}"
+
+
+def test_there_is_something_to_check() -> None:
+    assert {path.relative_to(ROOT).parts[0] for path in FILES} >= {"variants", "evaluation"}
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "wrong"),
+    [
+        ("variants/lora.py", "import evaluation.store", ["evaluation.store"]),
+        ("variants/lora.py", "def f():\n    import pandas", ["pandas"]),
+        ("variants/lora.py", "from transformers import Conv1D", ["transformers", "transformers.Conv1D"]),
+        ("variants/core/host.py", "from variants import lora", ["variants.lora"]),
+        ("variants/core/host.py", "from .. import lora", ["variants.lora"]),
+        ("variants/core/host.py", "from ..lora import LoRA", ["variants.lora", "variants.lora.LoRA"]),
+        ("variants/core/host.py", "import transformers", ["transformers"]),
+        ("evaluation/store.py", "from reports import tables", ["reports", "reports.tables"]),
+        ("evaluation/store.py", "import tasks", ["tasks"]),
+        ("reports/page.py", "import torch.nn", ["torch.nn"]),
+        ("reports/page.py", "from variants.core import names", ["variants.core", "variants.core.names"]),
+        ("reports/page.py", "if True:\n    from evaluation import store", ["evaluation", "evaluation.store"]),
+        ("variants/lora.py", "import torch, math\nfrom variants.core import linalg", []),
+        ("variants/core/conv1d.py", "from transformers.pytorch_utils import Conv1D", []),
+        ("variants/core/host.py", "from . import linalg\nimport variants.core.conv1d", []),
+        ("evaluation/store.py", "import torch, pandas, variants.core", []),
+        ("reports/page.py", "import jinja2, numpy", []),
+    ],
+)
+def test_the_rules_notice(path: str, source: str, wrong: list[str]) -> None:
+    package = ".".join(path.split("/")[:-1])
+    assert complaints(path, imported(source, package)) == wrong

@@ -1,0 +1,33 @@
+"""The adapter interface: what a method is, and how it gets onto a model."""
+
+from variants.core.host import (
+    HOSTS as HOSTS,
+    activate as activate,
+    adapter_state as adapter_state,
+    attach as attach,
+    detach as detach,
+    layer_states as layer_states,
+    load_adapter_state as load_adapter_state,
+    merged as merged,
+    rows as rows,
+    trainable_parameters as trainable_parameters,
+)
+from variants.core.interface import (
+    Init as Init,
+    LayerState as LayerState,
+    LoRAPair as LoRAPair,
+    Refused as Refused,
+    States as States,
+    Tensors as Tensors,
+    Variant as Variant,
+    check_rank as check_rank,
+    project as project,
+)
+from variants.core.registry import (
+    UnknownHyperparameter as UnknownHyperparameter,
+    UnknownMethod as UnknownMethod,
+    create as create,
+    method as method,
+    names as names,
+    register as register,
+)

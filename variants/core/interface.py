@@ -1,0 +1,157 @@
+"""What a method is: a frozen set of hyperparameters and pure functions of tensors.
+
+One alphabet for the whole project: ``W`` is the base weight, shape ``(out, in)``; ``t`` maps a tensor's name to the
+tensor and holds a layer's trainable and frozen adapter tensors together; ``x`` is an input, shape ``(..., in)``.
+A method knows neither modules nor layers: hosts (``variants.core.host``) hand it matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Tensors = Mapping[str, Tensor]
+FrozenProduct = Callable[[Tensor], Tensor]
+
+
+class Refused(ValueError):
+    """The method cannot work here; the message says why and what to write instead."""
+
+
+@dataclass(frozen=True)
+class Init:
+    """What one layer gets when a method is attached to it.
+
+    ``train`` and ``frozen`` are the adapter's tensors; together they must determine the adapter, so that a file which
+    holds them restores it without repeating a decomposition. ``base``, shape (out, in), replaces the base weight while
+    the adapter is alone on its layer (PiSSA's residual); ``None`` leaves the base weight as it is.
+    """
+
+    train: dict[str, Tensor]
+    frozen: dict[str, Tensor] = field(default_factory=dict)
+    base: Tensor | None = None
+
+
+class LoRAPair(NamedTuple):
+    """A low-rank update ``B @ A``, already scaled: A has shape (rank, in), B has shape (out, rank)."""
+
+    A: Tensor
+    B: Tensor
+
+    def delta(self) -> Tensor:  # shape: (out, in)
+        return self.B @ self.A
+
+
+@dataclass
+class LayerState:
+    """One adapted layer, as the model-level methods of a variant see it.
+
+    ``scratch`` outlives a step: what ``before_step`` leaves there, ``after_step`` finds.
+    """
+
+    path: str
+    W: Tensor
+    t: dict[str, Tensor]
+    scratch: dict[str, Any] = field(default_factory=dict)
+
+
+States = Sequence[LayerState]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A method. Fields are hyperparameters; methods are pure functions of tensors.
+
+    To define one: ``init``, ``weight`` and ``parameter_count``. Everything else has a default that follows from
+    ``weight``; override ``forward`` only to be faster, never to be different.
+
+    Laws, checked by the tests for every registered method:
+        ``forward(x, linear, W, t) == linear(x) - x @ W.T + x @ weight(W, t).T``  in value and in every gradient
+        ``sum(t.numel() for t in init(W, ...).train.values()) == parameter_count(*W.shape)``
+        ``weight(base or W, t) == W``                                             at the start, if ``exact_init``
+        ``weight(base or W, t) == W + as_lora(W, t).delta()``                     if ``as_lora`` gives a pair
+    """
+
+    name: ClassVar[str] = ""  # the name it was registered under
+    mergeable: ClassVar[bool] = True  # False: depends on x, so weight() may be left out
+    exact_init: ClassVar[bool] = True  # the adapted model starts equal to the base model
+    needs: ClassVar[frozenset[str]] = frozenset()  # statistics handed to init: {"gradient"}, {"activation"}
+    lr_ratio: ClassVar[float] = 1.0  # best known learning rate divided by LoRA's; a prior that centres the search
+    head_only: ClassVar[bool] = False  # True: trains only the task head, whose learning rate is then the method's own
+    paper: ClassVar[str] = ""
+
+    # ---- to define -------------------------------------------------------------------------------------------------
+    def init(self, W: Tensor, rng: torch.Generator, stats: Tensors | None = None) -> Init:
+        """The adapter's tensors for one layer.
+
+        Args:
+            W: base weight, shape (out, in), in the adapter's precision (float32 or float64).
+            rng: the only source of randomness.
+            stats: what ``needs`` asked for, by name.
+
+        Raises:
+            Refused: the method cannot work on a layer of this shape.
+        """
+        raise NotImplementedError
+
+    def weight(self, W: Tensor, t: Tensors) -> Tensor:  # shape: (out, in)
+        """The effective weight on ``W``: the definition of the method, from which everything else follows."""
+        raise NotImplementedError
+
+    def parameter_count(self, out: int, in_: int) -> int:
+        """Trainable parameters for one layer of this shape, in closed form."""
+        raise NotImplementedError
+
+    # ---- may be overridden for speed or because the method has more to say ------------------------------------------
+    def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:  # shape: (..., out)
+        """The adapted product without bias, in x's dtype. ``linear`` is the frozen product, possibly quantised."""
+        del linear
+        return F.linear(x, self.weight(W, t).to(x.dtype))
+
+    def as_lora(self, W: Tensor, t: Tensors) -> LoRAPair | None:
+        """The exact low-rank pair on the original ``W``, or None where there is none."""
+        del W, t
+        return None
+
+    def penalty(self, states: States) -> Tensor | None:
+        """A term added to the loss, for the whole model."""
+        del states
+        return None
+
+    def before_step(self, states: States) -> None:
+        """Called between backward (after clipping) and the optimiser's step."""
+
+    def after_step(self, states: States, step: int, total: int) -> None:
+        """Called after the optimiser's step: projections, retractions, rank budgets."""
+
+    def param_groups(self, states: States, lr: float) -> list[dict[str, Any]]:
+        """Optimiser groups. Every trainable tensor appears exactly once."""
+        return [{"params": [p for state in states for p in state.t.values() if p.requires_grad], "lr": lr}]
+
+    def trains_base(self, path: str) -> bool:
+        """Whether the base model's own parameter at ``path`` is trained in place (full fine-tuning, BitFit)."""
+        del path
+        return False
+
+    # ---- derived ----------------------------------------------------------------------------------------------------
+    @classmethod
+    def layerwise(cls) -> bool:
+        """Whether the method puts tensors on layers; full fine-tuning and the probe do not."""
+        return cls.init is not Variant.init
+
+
+def project(x: Tensor, M: Tensor) -> Tensor:  # shapes: (..., k), (j, k) -> (..., j)
+    """``x @ M.T`` in x's dtype, whatever the precision in which M is kept."""
+    return F.linear(x, M.to(x.dtype))
+
+
+def check_rank(rank: int, W: Tensor) -> None:
+    """Raises Refused unless 1 <= rank <= min(W.shape)."""
+    out, in_ = W.shape
+    if not 1 <= rank <= min(out, in_):
+        raise Refused(f"rank {rank} does not fit a {out} x {in_} layer: write a rank from 1 to {min(out, in_)}")

@@ -1,0 +1,80 @@
+"""Methods by name. ``@register`` fills the table; ``create`` builds a method from a name and its hyperparameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from variants.core.interface import Variant
+
+V = TypeVar("V", bound=Variant)
+_METHODS: dict[str, type[Variant]] = {}
+
+
+class UnknownMethod(ValueError):
+    """No method of that name."""
+
+
+class UnknownHyperparameter(ValueError):
+    """The method has no such field, or not with such a value."""
+
+
+def register(name: str) -> Callable[[type[V]], type[V]]:
+    """Makes a variant known under ``name``.
+
+    Raises:
+        ValueError: the name is taken by another class.
+    """
+
+    def add(cls: type[V]) -> type[V]:
+        taken = _METHODS.get(name)
+        if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"the method name {name!r} is taken by {taken.__module__}.{taken.__qualname__}")
+        cls.name = name
+        _METHODS[name] = cls
+        return cls
+
+    return add
+
+
+def names() -> list[str]:
+    """All registered names, sorted."""
+    return sorted(_METHODS)
+
+
+def method(name: str) -> type[Variant]:
+    """The class registered under ``name``.
+
+    Raises:
+        UnknownMethod: with the nearest names.
+    """
+    if name not in _METHODS:
+        raise UnknownMethod(f"unknown method {name!r}: {suggestion(name, names())}")
+    return _METHODS[name]
+
+
+def create(name: str, hyperparameters: dict[str, Any] | None = None) -> Variant:
+    """An instance of the method called ``name``.
+
+    Raises:
+        UnknownMethod, UnknownHyperparameter.
+    """
+    cls = method(name)
+    fields = [f.name for f in dataclasses.fields(cls)]
+    for key in hyperparameters or {}:
+        if key not in fields:
+            raise UnknownHyperparameter(f"{name} has no hyperparameter {key!r}: {suggestion(key, fields)}")
+    try:
+        return cls(**(hyperparameters or {}))
+    except (TypeError, ValueError) as error:
+        raise UnknownHyperparameter(f"{name}: {error}") from error
+
+
+def suggestion(word: str, known: list[str]) -> str:
+    """The end of a sentence which helps after a misspelt word."""
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    if near:
+        return "did you mean " + " or ".join(near) + "?"
+    return ("known: " + ", ".join(known)) if known else "it has none"

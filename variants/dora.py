@@ -1,0 +1,47 @@
+"""DoRA: Weight-Decomposed Low-Rank Adaptation (Liu et al., 2024, arXiv 2402.09353)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from variants.core import Init, LoRAPair, Tensors, project, register
+from variants.core.interface import FrozenProduct
+from variants.lora import LoRA
+
+
+@register("dora")
+@dataclass(frozen=True, kw_only=True)
+class DoRA(LoRA):
+    """``diag(m / ||V||) V`` with ``V = W + s B A``: rows of V, rescaled to the trained magnitudes m (equation 5).
+
+    The norm is taken over the input dimension, one value per output row; the paper calls it column-wise because it
+    writes the weight transposed. ``detach_norm`` keeps the norm out of the gradient (section 4.3), as the authors do.
+    """
+
+    paper = "arXiv 2402.09353"
+    detach_norm: bool = True
+
+    def init(self, W: Tensor, rng: torch.Generator, stats: Tensors | None = None) -> Init:
+        start = super().init(W, rng, stats)
+        return replace(start, train={**start.train, "m": torch.linalg.vector_norm(W, dim=1)})
+
+    def _gain(self, W: Tensor, t: Tensors) -> Tensor:  # shape: (out,)
+        norm: Tensor = torch.linalg.vector_norm(super().weight(W, t), dim=1)
+        norm = norm.clamp_min(torch.finfo(norm.dtype).tiny)  # a row of zeros stays zero instead of becoming 0 / 0
+        return t["m"] / (norm.detach() if self.detach_norm else norm)
+
+    def weight(self, W: Tensor, t: Tensors) -> Tensor:
+        return self._gain(W, t)[:, None] * super().weight(W, t)
+
+    def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
+        y = linear(x) + project(self.scale * project(x, t["A"]), t["B"])
+        return self._gain(W, t).to(y.dtype) * y
+
+    def parameter_count(self, out: int, in_: int) -> int:
+        return super().parameter_count(out, in_) + out
+
+    def as_lora(self, W: Tensor, t: Tensors) -> LoRAPair | None:
+        return None  # rescaling the rows of W is a full-rank change
