@@ -36,7 +36,8 @@ from variants.core import (
     rows,
     trainable_parameters,
 )
-from variants.core.host import HOSTS, HostLinear, hosts, layer_rng
+from variants.core.attach import layer_rng
+from variants.core.host import HOSTS, HostLinear, hosts
 from variants.lora import LoRA
 from variants.pissa import PiSSA
 

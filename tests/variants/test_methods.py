@@ -388,6 +388,25 @@ def test_stiefel_step_is_the_optimisers_step_to_first_order() -> None:
     assert 3.8 < gaps[0] / gaps[1] < 4.2
 
 
+def test_stiefel_step_of_any_size() -> None:
+    """The polar factor of the tangent step, by a dense SVD; also where the step itself would wipe out a column."""
+    stiefel = Stiefel(rank=2)
+    model = adapted(stiefel, Case(7, 5))
+    states = layer_states(model)
+    U = states[0].t["U"]
+    X = U.detach().clone()
+    wipe = torch.zeros_like(X)
+    wipe[:, 0] = -X[:, 0]
+    for D in (weight_of(7, 2), 10 * weight_of(7, 2), wipe):
+        with torch.no_grad():
+            U.copy_(X)
+            stiefel.before_step(states)
+            U.add_(D)
+            stiefel.after_step(states, 0, 1)
+        P, _, Qh = np.linalg.svd((X + D - X @ (X.T @ D + D.T @ X) / 2).numpy(), full_matrices=False)
+        close(U, torch.from_numpy(P @ Qh), 1e-10, "retracted")
+
+
 def test_stiefel_batches_layers_only_where_they_are_alike() -> None:
     """Layers of one shape in two precisions, and layers of several shapes, are stepped together."""
     model = torch.nn.ModuleDict(

@@ -1,17 +1,7 @@
 """The adapter interface: what a method is, and how it gets onto a model."""
 
-from variants.core.host import (
-    HOSTS as HOSTS,
-    activate as activate,
-    adapter_state as adapter_state,
-    attach as attach,
-    detach as detach,
-    layer_states as layer_states,
-    load_adapter_state as load_adapter_state,
-    merged as merged,
-    rows as rows,
-    trainable_parameters as trainable_parameters,
-)
+from variants.core.attach import attach as attach, detach as detach
+from variants.core.host import HOSTS as HOSTS
 from variants.core.interface import (
     Init as Init,
     LayerState as LayerState,
@@ -30,4 +20,12 @@ from variants.core.registry import (
     method as method,
     names as names,
     register as register,
+)
+from variants.core.storage import adapter_state as adapter_state, load_adapter_state as load_adapter_state
+from variants.core.switching import (
+    activate as activate,
+    layer_states as layer_states,
+    merged as merged,
+    rows as rows,
+    trainable_parameters as trainable_parameters,
 )

@@ -1,0 +1,221 @@
+"""Putting a method onto a model, and taking it off again."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from variants.core.attachment import (
+    Attachment,
+    attachment_of,
+    check_known,
+    forget,
+    required_unmerged,
+    start,
+)
+from variants.core.host import Adapter, Host, Switch, host_class, hosts
+from variants.core.interface import Init, Refused, Tensors, Variant
+from variants.core.linalg import full_precision, raised
+from variants.core.targets import matching_layers
+
+
+def attach(
+    model: nn.Module,
+    variant: Variant,
+    where: str | Sequence[str] = "all",
+    seed: int = 0,
+    *,
+    name: str = "default",
+    dropout: float = 0.0,
+    stats: Mapping[str, Tensors] | None = None,
+) -> list[str]:
+    """Puts ``variant`` on the layers that ``where`` matches, freezes the base, and makes it the active adapter.
+
+    Args:
+        where: patterns; each matches a module's whole dotted path or its end (``query``, ``attention.*.dense``).
+            ``"all"`` means every layer that has a host.
+        seed: decides the initialisation, for each layer separately (by its path); no global generator is touched.
+        dropout: probability with which an input of the adapter branch is dropped in training; the frozen product
+            always sees the whole input.
+        stats: per path, the statistics which ``variant.needs``.
+
+    Returns:
+        The paths of the adapted layers, in model order; empty for methods that put nothing on layers.
+
+    Raises:
+        Refused: a pattern matches nothing, a layer has no host or is read by somebody else, a statistic is missing, or
+            the method cannot work on a layer. The model is then as it was.
+    """
+    _check_name(model, variant, name)
+    if not 0.0 <= dropout < 1.0:
+        raise Refused(f"dropout is a probability from 0 to below 1, not {dropout}")
+    paths = matching_layers(model, where) if variant.layerwise() else []
+    stats = {} if stats is None else stats
+    missing = [f"{need} of {path}" for path in paths for need in variant.needs if need not in stats.get(path, {})]
+    if missing:
+        raise Refused(f"{variant.name} needs statistics that were not given: {', '.join(missing[:3])}")
+    inits = {path: _init(model, variant, path, seed, stats.get(path)) for path in paths}
+    adapters = {path: Adapter(variant, init, dropout, _device(model, path)) for path, init in inits.items()}
+    for path, adapter in adapters.items():
+        module = model.get_submodule(path)
+        _check_company(path, module)
+        adapter.pair_form = inits[path].base is not None and _needs_pair_form(module, adapter)
+    # Nothing has been changed so far, and nothing is refused from here on.
+    record = attachment_of(model) or start(model)
+    for path, adapter in adapters.items():
+        host = _as_host(model.get_submodule(path), record.switch)
+        host.unrebase()
+        base = inits[path].base
+        if base is not None and not adapter.pair_form:
+            host.rebase(base, adapter)
+        host.adapter[name] = adapter.train(host.training)
+    for path, parameter in model.named_parameters():
+        if path in record.requires_grad and variant.trains_base(path):
+            record.trained_base[path] = parameter.detach().clone()
+            parameter.requires_grad_(True)
+    record.variants[name] = variant
+    record.switch.active = {name: 1.0}
+    return paths
+
+
+def detach(model: nn.Module, *, merge: bool, name: str | None = None) -> None:
+    """Takes adapters off: merged into the base, or leaving the base bit for bit as it was.
+
+    Args:
+        merge: writes the effective weight of the active adapters into the base, rounded once to its dtype. All
+            adapters are then removed.
+        name: with ``merge=False``, the one adapter to remove; None removes all.
+
+    Raises:
+        Refused: nothing is attached under that name, or an active method cannot be merged; nothing changes then.
+    """
+    record = required_unmerged(model)
+    if merge and name is not None:
+        raise Refused("merging removes all adapters: activate() what should be merged, then detach(merge=True)")
+    if name is not None:
+        check_known(record, [name])
+    if merge:
+        weights = {path: host.effective_weight() for path, host in hosts(model).items()}
+    last = name is None or set(record.variants) == {name}
+    for path, host in hosts(model).items():
+        if merge or last or _carries(host, name):
+            host.unrebase()
+        if merge:
+            host.store(weights[path])
+        if name is not None and _carries(host, name):
+            del host.adapter[name]
+        if last or not len(host.adapter):
+            _swap_back(host)
+    if last:
+        _restore_base(model, record, keep_trained=merge)
+        return
+    assert name is not None
+    del record.variants[name]
+    record.switch.active.pop(name, None)
+
+
+def _stands_alone(variant: Variant, record: Attachment) -> bool:
+    """Whether a method cannot share the base: it has no tensors to switch, or changes the base for all the others."""
+    return not variant.layerwise() or any(variant.trains_base(path) for path in record.requires_grad)
+
+
+def _check_name(model: nn.Module, variant: Variant, name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or hasattr(nn.ModuleDict(), name):
+        raise Refused(f"{name!r} cannot name an adapter: use letters, digits, - and _, and no name of a dict method")
+    record = attachment_of(model)
+    switch = None if record is None else record.switch
+    if any(host.switch is not switch for host in hosts(model).values()) or any(
+        attachment_of(module) for module in model.modules() if module is not model
+    ):
+        raise Refused("adapters were attached to another module above or below this one: pass that module")
+    if record is None:
+        return
+    required_unmerged(model)
+    if name in record.variants:
+        raise Refused(f"an adapter called {name!r} is attached already: detach it, or choose another name")
+    loners = [v for v in (variant, *record.variants.values()) if _stands_alone(v, record)]
+    if loners:
+        raise Refused(f"{loners[0].name} trains the model itself, or nothing of it: it cannot live beside an adapter")
+
+
+@full_precision
+def _init(model: nn.Module, variant: Variant, path: str, seed: int, stats: Tensors | None) -> Init:
+    module = model.get_submodule(path)
+    cls = host_class(type(module))
+    assert cls is not None
+    plain = cast(Host, module)  # for `oriented`, which is a function of the layout alone
+    stored = module.original_dense() if isinstance(module, Host) else cls.oriented(plain, plain.weight)
+    # On the CPU whatever the device, so that one seed means the same start everywhere. Cloned: init owns its input.
+    W = raised(stored.detach()).to("cpu", copy=True)
+    try:
+        return variant.init(W, layer_rng(seed, path), stats)
+    except Refused as error:
+        raise Refused(f"{variant.name} on {path}: {error}") from error
+
+
+def layer_rng(seed: int, path: str) -> torch.Generator:
+    """A generator for one layer, independent of which other layers are adapted."""
+    digest = hashlib.sha256(f"{seed}:{path}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def _device(model: nn.Module, path: str) -> torch.device:
+    return cast(Tensor, model.get_submodule(path).weight).device
+
+
+def _check_company(path: str, module: nn.Module) -> None:
+    """Raises Refused if a newcomer would take the residual base from a method that cannot do without it."""
+    if isinstance(module, Host) and module.is_rebased:
+        for name in module.adapter:
+            _check_pair(module.carried(name), f"{path} carries {name!r}", module.original_dense())
+
+
+def _needs_pair_form(module: nn.Module, adapter: Adapter) -> bool:
+    """Whether a method that replaces the base must leave it alone here: it has company, or part of its input drops out
+    (which would drop part of the pretrained function)."""
+    if not isinstance(module, Host) and not adapter.dropout:
+        return False
+    _check_pair(adapter, "here it has company or dropout", cast(Tensor, module.weight))
+    return True
+
+
+def _check_pair(adapter: Adapter, where: str, W: Tensor) -> None:
+    if adapter.variant.as_lora(raised(W.detach()), adapter.tensors()) is None:
+        raise Refused(
+            f"{adapter.variant.name} replaces the base and has no exact low-rank form: attach it alone, without "
+            f"dropout ({where})"
+        )
+
+
+def _as_host(module: nn.Module, switch: Switch) -> Host:
+    if not isinstance(module, Host):
+        module.__class__ = host_class(type(module))  # type: ignore[assignment]
+        host = cast(Host, module)
+        host.adapter = nn.ModuleDict().train(host.training)
+        host.switch = switch
+    return cast(Host, module)
+
+
+def _carries(host: Host, name: str | None) -> bool:
+    return name is not None and name in host.adapter
+
+
+def _swap_back(host: Host) -> None:
+    del host.adapter
+    del host.switch
+    host.__class__ = host.plain  # type: ignore[assignment]
+
+
+def _restore_base(model: nn.Module, record: Attachment, keep_trained: bool) -> None:
+    for path, parameter in model.named_parameters():
+        if path in record.trained_base and not keep_trained:
+            with torch.no_grad():
+                parameter.copy_(record.trained_base[path])
+        if path in record.requires_grad:  # not one that was added since, such as a new head
+            parameter.requires_grad_(record.requires_grad[path])
+    forget(model)
