@@ -93,6 +93,27 @@ class Gated(LoRA):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mirrored(Variant):
+    """``W + W (H(u) - H(u0))`` for Householder reflections H: multiplicative, so that the frozen product is asked for
+    inputs other than x."""
+
+    def init(self, W: Tensor, rng: torch.Generator, stats: Tensors | None = None) -> Init:
+        u = torch.randn(W.shape[1], generator=rng, dtype=W.dtype)
+        return Init(train={"u": u}, frozen={"u0": u})
+
+    def weight(self, W: Tensor, t: Tensors) -> Tensor:
+        turned, start = (torch.outer(u, u) / u.dot(u) for u in (t["u"], t["u0"]))
+        return W - 2 * W @ (turned - start)
+
+    def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
+        turned, start = (torch.outer(u, u).to(x.dtype) / u.dot(u).to(x.dtype) for u in (t["u"], t["u0"]))
+        return linear(x) - 2 * linear(x @ (turned - start))
+
+    def parameter_count(self, out: int, in_: int) -> int:
+        return in_
+
+
+@dataclass(frozen=True, kw_only=True)
 class Informed(LoRA):
     """Starts A from the gradient of the weight."""
 

@@ -25,6 +25,7 @@ from tests.variants.laws import (
     model_of,
     move,
 )
+from tests.variants.models import Mirrored
 from tests.variants.oracles import ORACLES
 from variants.core import Init, Refused, Tensors, Variant, attach, check_rank, create, method, names, project
 
@@ -113,8 +114,9 @@ class Shift(Variant):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-def test_three_methods_make_a_method(law: Law, case: Case) -> None:
-    law(Shift(), case)
+@pytest.mark.parametrize("variant", [Shift(), Mirrored()], ids=lambda v: type(v).__name__)
+def test_three_methods_make_a_method(law: Law, case: Case, variant: Variant) -> None:
+    law(variant, case)
 
 
 def test_defaults_of_a_method() -> None:

@@ -54,6 +54,10 @@ class OwnLinear(nn.Linear):
     pass
 
 
+def nested() -> nn.Module:
+    return nn.Sequential(nn.Sequential(nn.Sequential(nn.Linear(2, 2))), nn.Sequential(nn.Sequential(nn.Linear(2, 2))))
+
+
 def instance_forward() -> nn.Module:
     model = net()
     model.head.forward = model.head.forward
@@ -76,6 +80,7 @@ def encoder_layer() -> nn.Module:
         (net, {"where": "query"}, r"'query' matches no layer; layers of this model: blocks\.\*\.up, .*, head"),
         (net, {"where": ["up", "query"]}, "'query' matches no layer"),
         (net, {"where": []}, "no pattern says where"),
+        (nested, {"where": "x"}, r"layers of this model: \*\.\*\.0$"),
         (nn.Sequential, {}, "'all' matches no layer; layers of this model: none"),
         (gpt2, {"where": "wte"}, "wte is a Embedding, which has no host .exact types: Linear"),
         (gpt2, {"where": "h.0"}, "h.0 is a GPT2Block, which has no host"),

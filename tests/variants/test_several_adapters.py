@@ -8,7 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.variants.laws import Layer, close, conv1d, linear, move, same_bits
-from tests.variants.models import LAYERS, LAYERWISE, Gated, batch, by_name, dense_weights, fingerprint, net, train
+from tests.variants.models import (
+    LAYERS,
+    LAYERWISE,
+    Gated,
+    Mirrored,
+    batch,
+    by_name,
+    dense_weights,
+    fingerprint,
+    net,
+    train,
+)
 from tests.variants.oracles import ORACLES
 from variants.core import (
     Refused,
@@ -213,7 +224,7 @@ def test_company_does_not_change_what_a_trained_adapter_computes(variant: Varian
     attach(model, variant, name="first")
     train(model, x)
     alone = model(x)
-    for name in ("pissa", "dora"):
+    for name in ("dora", "pissa"):  # DoRA first: its start would show a residual mistaken for the base
         attach(model, FOUR[name], name=name)
         close(model(x), base, 1e-12, f"{name} starts at the base")
         activate(model, "first")
@@ -337,6 +348,26 @@ def test_dropout_together_draws_a_mask_for_each() -> None:
     close(model.eval()["layer"](x), F.linear(x, whole, model["layer"].bias), 1e-10, "no mask")
     with rows(model, ["a", "b", None]):
         assert same_bits(model["layer"](x), model["layer"](x)), "no mask in evaluation, row by row"
+
+
+def test_a_method_that_turns_the_input_lives_beside_others() -> None:
+    """The frozen product is asked for inputs other than x, in company, with dropout and row by row."""
+    model, W = single()
+    attach(model, Mirrored(), "layer", name="mirrored", dropout=0.5)
+    attach(model, LoRA(rank=2), "layer", name="lora")
+    move(model)
+    host, x, bias = hosts(model)["layer"], batch(3), model["layer"].bias
+    deltas = {name: host.carried(name).effective(host) - W for name in ("mirrored", "lora")}
+    activate(model, ["mirrored", "lora"])
+    torch.manual_seed(5)
+    got = model["layer"](x)
+    torch.manual_seed(5)
+    close(got, F.linear(x, W + deltas["lora"], bias) + F.dropout(x, 0.5) @ deltas["mirrored"].T, 1e-10, "training")
+    model.eval()
+    close(model["layer"](x), F.linear(x, W + deltas["lora"] + deltas["mirrored"], bias), 1e-10, "evaluation")
+    with rows(model, [None, "mirrored", "lora"]):
+        mixed = model["layer"](x)
+    close(mixed[1], F.linear(x, W + deltas["mirrored"], bias)[1], 1e-10, "its row")
 
 
 def test_a_method_that_depends_on_the_input_lives_beside_others() -> None:

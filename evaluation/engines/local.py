@@ -1,0 +1,297 @@
+"""Runs on this machine: a pool of processes, one thread each, with base and data loaded once per process.
+
+Score runs share the machine; a speed run starts only when nothing else runs, and has all of it. Only the parent writes
+to the store. A worker whose parent is gone ends itself, so that a killed command leaves nothing behind that could get
+in the way of the next one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evaluation.protocol import Plan
+from evaluation.spec import Method, Record, ScoreRun, SpeedRun, Training, Unusable, key
+from evaluation.store import Store
+
+if TYPE_CHECKING:
+    from evaluation.execute import Workbench
+
+WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "KINETO_LOG_LEVEL": "99",  # torch's profiler, which counts memory, would talk on the standard error stream
+}
+
+
+@dataclass
+class Progress:
+    """What is going on, for whoever shows it."""
+
+    done: int
+    total: int
+    running: list[ScoreRun | SpeedRun] = field(default_factory=list)
+    seconds_left: float | None = None
+    latest: Record | None = None
+
+
+@dataclass
+class Account:
+    """What a session's time went to. Seconds are summed over the worker slots that the phase had."""
+
+    wall: float = 0.0
+    slots: float = 0.0
+    useful: float = 0.0
+    computed: int = 0
+
+    @property
+    def overhead_share(self) -> float:
+        """Share of the slots' time not spent in forward, backward, optimiser (hooks included) or evaluation."""
+        return 1 - self.useful / self.slots if self.slots else 0.0
+
+
+class LocalEngine:
+    """Carries out a plan.
+
+    Args:
+        workers: processes for score runs.
+        plugins: files with further methods, imported in every worker.
+        show: called with the progress whenever something starts or ends, and about twice a second.
+    """
+
+    def __init__(self, plan: Plan, store: Store, workers: int, plugins: list[Path], show: Callable[[Progress], None]):
+        self.plan, self.store, self.workers, self.plugins, self.show = plan, store, workers, plugins, show
+        self.pool: ProcessPoolExecutor | None = None
+        self.futures: dict[Future[Record], tuple[ScoreRun | SpeedRun, float]] = {}
+        self.suspects: set[str] = set()  # were in flight when a worker died; tried once more, alone
+        self.failed: dict[str, Record] = {}  # not stored: they are tried again by the next command
+        self.account = Account()
+        self.began = time.perf_counter()
+
+    def run(self) -> Account:
+        """Executes every run that the plan needs and the store lacks.
+
+        Raises:
+            Unusable: the suite cannot be run on this model; nothing has been stored then.
+        """
+        if self._pending():
+            try:
+                self._check()
+                self._loop()
+            finally:
+                self._close()
+            self.account.wall = time.perf_counter() - self.began
+            self.account.slots += self.account.wall * self.workers
+        return self.account
+
+    # ---- scheduling -------------------------------------------------------------------------------------------------
+    def _pending(self) -> list[ScoreRun | SpeedRun]:
+        known = self.store.records | self.failed
+        running = {key(run) for run, _ in self.futures.values()}
+        return [run for run in self.plan.runs(known) if key(run) not in known and key(run) not in running]
+
+    def _loop(self) -> None:
+        while True:
+            for run in sorted(self._pending(), key=lambda run: key(run) not in self.suspects):
+                if self._fits(run):
+                    self._submit(run)
+            self.show(self._progress())
+            if not self.futures:
+                return
+            done, _ = wait(self.futures, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in done:
+                if future in self.futures:  # collecting one whose worker died collects all the others too
+                    self._collect(future)
+
+    def _submit(self, run: ScoreRun | SpeedRun) -> None:
+        try:
+            future = self._executor().submit(_work, run)
+        except BrokenProcessPool:  # a worker died since the last look
+            self._drop_pool()
+            future = self._executor().submit(_work, run)
+        self.futures[future] = run, time.perf_counter()
+
+    def _fits(self, run: ScoreRun | SpeedRun) -> bool:
+        running = [run for run, _ in self.futures.values()]
+        return not running or (len(running) < self.workers and not any(map(self._alone, [run, *running])))
+
+    def _alone(self, run: ScoreRun | SpeedRun) -> bool:
+        return isinstance(run, SpeedRun) or key(run) in self.suspects
+
+    def _collect(self, future: Future[Record]) -> None:
+        run, began = self.futures.pop(future)
+        try:
+            record = future.result()
+        except BrokenProcessPool:
+            self._drop_pool()
+            if key(run) not in self.suspects:
+                self.suspects.add(key(run))
+                return
+            record = _failure(run, "the worker process died, for example because memory ran out")
+        self.account.computed += 1
+        if record.status == "failed":
+            self.failed[record.key] = record
+        else:
+            self.store.put(record)
+        self._book(record, time.perf_counter() - began)
+        self.show(self._progress(record))
+
+    def _drop_pool(self) -> None:
+        """A pool that lost a worker is of no use any more: all its futures end now; the next run gets a new pool."""
+        if self.pool is None:
+            return
+        self.pool = None
+        wait(self.futures)
+        for future in list(self.futures):
+            self._collect(future)
+
+    def _book(self, record: Record, elapsed: float) -> None:
+        useful = ("forward", "backward", "optimiser", "hooks", "evaluation")
+        self.account.useful += sum(record.seconds.get(phase, 0.0) for phase in useful)
+        if isinstance(record.run, SpeedRun):  # the other slots were empty on purpose
+            self.account.slots -= elapsed * (self.workers - 1)
+
+    def _progress(self, latest: Record | None = None) -> Progress:
+        known = self.store.records | self.failed
+        done = sum(key(run) in known for run in self.plan.runs(known))
+        running = [run for run, _ in self.futures.values()]
+        return Progress(
+            done, self.plan.total(), running, seconds_left(self.plan, self.store.records, self.workers), latest
+        )
+
+    # ---- the pool ---------------------------------------------------------------------------------------------------
+    def _executor(self) -> ProcessPoolExecutor:
+        if self.pool is None:
+            os.environ.update(WORKER_ENVIRONMENT)  # inherited: the libraries read it when a worker imports them
+            self.pool = ProcessPoolExecutor(
+                self.workers,
+                mp_context=get_context("spawn"),
+                initializer=_start,
+                initargs=(self.plan.suite.model, self.plan.suite.benchmark, self.plan.device, self.plugins),
+            )
+        return self.pool
+
+    def _check(self) -> None:
+        """Tries every method on the model before anything is stored; meanwhile the other workers load."""
+        methods = {entry.label: entry.method for entry in self.plan.suite.methods}
+        pool = self._executor()
+        where, training = self.plan.suite.where, self.plan.suite.training
+        checks = [pool.submit(_check, methods, where, training)]
+        checks += [pool.submit(_check, {}, where, training) for _ in range(self.workers - 1)]
+        for check in checks:
+            try:
+                problem = check.result()
+            except BrokenProcessPool:
+                problem = "a worker process died while the methods were tried on the model"
+            if problem:
+                raise Unusable(problem)
+
+    def _close(self) -> None:
+        if self.pool is None:
+            return
+        processes = list((self.pool._processes or {}).values())
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:  # idle, or computing something that nobody waits for
+            process.terminate()
+
+
+def seconds_left(plan: Plan, records: dict[str, Record], workers: int) -> float | None:
+    """Seconds until a plan is complete; None before the first record.
+
+    Each missing run is expected to take the mean time of runs of the same method and stage, else of the same stage,
+    else of all so far.
+    """
+    scores = [r for r in records.values() if isinstance(r.run, ScoreRun)]
+    if not scores:
+        return None
+
+    def mean(chosen: list[Record]) -> float | None:
+        return sum(r.seconds["total"] for r in chosen) / len(chosen) if chosen else None
+
+    total = 0.0
+    for tally in plan.tallies(records):
+        if tally.entry is None:  # runs alone, while the other workers wait
+            total += tally.left * workers * _speed_guess(plan, scores)
+            continue
+        same_stage = [r for r in scores if isinstance(r.run, ScoreRun) and r.run.stage == tally.stage]
+        same = [r for r in same_stage if isinstance(r.run, ScoreRun) and r.run.method == tally.entry.method]
+        total += tally.left * (mean(same) or mean(same_stage) or mean(scores) or 0.0)
+    return total / workers
+
+
+def _speed_guess(plan: Plan, scores: list[Record]) -> float:
+    per_step = [sum(r.seconds.get(p, 0.0) for p in ("forward", "backward", "optimiser")) for r in scores]
+    step = sum(per_step) / len(per_step) / plan.suite.training.steps
+    assert plan.suite.speed is not None
+    return step * (plan.suite.speed.warmup + plan.suite.speed.rounds) * (len(plan.suite.methods) + 2)
+
+
+def _failure(run: ScoreRun | SpeedRun, error: str) -> Record:
+    return Record(key=key(run), run=run, status="failed", error=error)
+
+
+# ---- inside a worker ------------------------------------------------------------------------------------------------
+
+_setup: tuple[str, str, str] | None = None
+_bench: Workbench | None = None
+
+
+def _start(model: str, benchmark: str, device: str, plugins: list[Path]) -> None:
+    global _setup
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    import torch
+
+    from evaluation.plugins import load_plugins
+
+    torch.set_num_threads(1)
+    load_plugins(plugins)
+    _setup = model, benchmark, device
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _workbench() -> Workbench:
+    global _bench
+    if _bench is None:
+        import torch
+
+        from evaluation.execute import Workbench
+
+        assert _setup is not None
+        _bench = Workbench(_setup[0], _setup[1], torch.device(_setup[2]))
+    return _bench
+
+
+def _check(methods: dict[str, Method], where: tuple[str, ...], training: Training) -> str | None:
+    try:
+        _workbench().check(methods, where, training)
+    except Unusable as problem:
+        return str(problem)
+    return None
+
+
+def _work(run: ScoreRun | SpeedRun) -> Record:
+    from evaluation.execute import execute
+
+    try:
+        return execute(run, _workbench())
+    except Exception as error:
+        where = traceback.format_exc(limit=-3)
+        return _failure(run, f"{type(error).__name__}: {error}\n{where}")

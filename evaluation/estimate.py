@@ -1,0 +1,74 @@
+"""How long a plan would take here, from a few timed steps of every method on the real model and data."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from evaluation.clock import Clock
+from evaluation.data import training_batches
+from evaluation.execute import Workbench
+from evaluation.protocol import Plan, Tally
+from evaluation.spec import Method, Record
+from evaluation.training import Classifier, Trainer, logits
+from variants.core import attach, create, detach
+
+
+def estimate(plan: Plan, records: dict[str, Record], workers: int) -> tuple[list[dict[str, Any]], float]:
+    """What a plan would still run, a row for each method and stage, and the seconds it would take.
+
+    The seconds come from timing a few steps of every method on the real model and data.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        bench = Workbench(plan.suite.model, plan.suite.benchmark, torch.device(plan.device))
+        bench.check({entry.label: entry.method for entry in plan.suite.methods}, plan.suite.where, plan.suite.training)
+        probes = {entry.label: _seconds_of_runs(plan, entry.method, bench) for entry in plan.suite.methods}
+    finally:
+        torch.set_num_threads(threads)
+    rows, total = [], 0.0
+    for tally in plan.tallies(records):
+        seconds = tally.left * _seconds(plan, probes, tally)
+        total += seconds / (1 if tally.entry is None else workers)
+        label = "all" if tally.entry is None else tally.entry.label
+        rows.append({"method": label, "stage": tally.stage, "runs": tally.left, "done": tally.done, "seconds": seconds})
+    return rows, total
+
+
+def _seconds(plan: Plan, probes: dict[str, dict[str, float]], tally: Tally) -> float:
+    """Of one run of a tally."""
+    if tally.entry is not None:
+        return probes[tally.entry.label][tally.stage]
+    assert plan.suite.speed is not None
+    return sum(p["step"] for p in probes.values()) * (plan.suite.speed.warmup + plan.suite.speed.rounds)
+
+
+def _seconds_of_runs(plan: Plan, spec: Method, bench: Workbench) -> dict[str, float]:
+    """Seconds of one step, of a search run and of a final run of one method."""
+    variant, training = create(spec.name, spec.hyperparameters), plan.suite.training
+    data = bench.data(training.max_length, plan.suite.limit)
+    began = time.perf_counter()
+    attach(bench.base.encoder, variant, plan.suite.where)
+    attached = time.perf_counter() - began
+    try:
+        clock, evaluation = Clock(bench.device), Clock(bench.device)
+        model = Classifier(bench.base.encoder, bench.base.hidden, data.classes, 0).to(bench.device)
+        trainer = Trainer(model, variant, training, 1e-9, clock)
+        batches = training_batches(data.train, training.batch_size, 0)
+        for i in range(5):
+            trainer.step(data.train.batch(next(batches)).to(bench.device))
+            if i == 1:  # the first steps also warm up
+                trainer.clock = clock = Clock(bench.device)
+        logits(model, data.validation.head(64), evaluation, bench.device)
+    finally:
+        detach(bench.base.encoder, merge=False)
+    step = sum(clock.seconds().values()) / 3
+    item = sum(evaluation.seconds().values()) / min(64, len(data.validation))
+    search = attached + training.steps * step + len(data.validation) * item
+    final = attached + training.steps * step + len(data.test) * item
+    if plan.suite.merging:
+        final += 3 * len(plan.suite.merging.dtypes) * plan.suite.merging.items * item / plan.suite.protocol.seeds
+    return {"step": step, "search": search, "final": final}

@@ -1,0 +1,144 @@
+"""One run in, one record out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evaluation.benchmarks import load_benchmark
+from evaluation.clock import Clock
+from evaluation.data import Data, axis_seed, tokenise, training_batches
+from evaluation.machine import environment
+from evaluation.measures.merging import merging
+from evaluation.measures.parameters import parameters
+from evaluation.measures.score import score
+from evaluation.measures.speed import speed
+from evaluation.models import Base, load_base
+from evaluation.spec import Method, Record, ScoreRun, SpeedRun, Training, Unusable, key
+from evaluation.training import Classifier, Diverged, Trainer, logits, seeded
+from variants.core import Refused, Variant, attach, create, detach
+
+
+@dataclass
+class Workbench:
+    """A base model and a tokenised benchmark, loaded once and used by many runs; every run leaves them as they were."""
+
+    model: str
+    benchmark: str
+    device: torch.device
+    base: Base = field(init=False)
+    _data: dict[int, Data] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.base = load_base(self.model)
+        self.base.encoder.to(self.device)
+
+    def data(self, max_length: int, limit: int | None) -> Data:
+        if max_length not in self._data:
+            self._data[max_length] = tokenise(load_benchmark(self.benchmark), self.base.tokenizer, max_length)
+        return self._data[max_length].head(limit)
+
+    def check_identity(self, run: ScoreRun | SpeedRun) -> None:
+        """Raises ValueError unless model and data are those whose digests the run, and so its record, carries."""
+        here = self.model, self.benchmark, self.base.digest, load_benchmark(self.benchmark).digest
+        if here != (run.model, run.benchmark, run.identity.model, run.identity.data):
+            raise ValueError(f"{self.model} or {self.benchmark} is not, or no longer, what the run was planned for")
+
+    def check(self, methods: dict[str, Method], where: tuple[str, ...], training: Training) -> None:
+        """Puts every method on the model and takes it off again.
+
+        Raises:
+            Unusable: one of them cannot work here.
+        """
+        for label, method in methods.items():
+            variant = create(method.name, method.hyperparameters)
+            try:
+                attach(self.base.encoder, variant, where, dropout=training.adapter_dropout)
+            except Refused as error:
+                raise Unusable(f"{label}: {error}") from error
+            detach(self.base.encoder, merge=False)
+
+
+def execute(run: ScoreRun | SpeedRun, bench: Workbench) -> Record:
+    """Carries out one run. Divergence is a result; anything else that goes wrong is raised.
+
+    Raises:
+        ValueError: the workbench holds another model or other data than the run names.
+    """
+    bench.check_identity(run)
+    began = time.perf_counter()
+    measures: dict[str, Any] = {}
+    clock = Clock(bench.device)
+    diverged: str | None = None
+    if isinstance(run, SpeedRun):
+        classes = bench.data(run.training.max_length, run.limit).classes
+        measures["speed"] = speed(run, bench.base.encoder, bench.base.hidden, classes, bench.device)
+        seconds = measures["speed"].pop("seconds")
+    else:
+        try:
+            _score(run, bench, clock, measures)
+        except Diverged as reason:
+            diverged = str(reason)
+        seconds = clock.seconds()
+    return Record(
+        key=key(run),
+        run=run,
+        status="diverged" if diverged else "done",
+        measures=measures,
+        seconds=seconds | {"total": time.perf_counter() - began},
+        environment=environment(),
+        error=diverged,
+    )
+
+
+def _score(run: ScoreRun, bench: Workbench, clock: Clock, measures: dict[str, Any]) -> None:
+    """Trains and measures; what was measured before a divergence stays in ``measures``."""
+    data = bench.data(run.training.max_length, run.limit)
+    variant = create(run.method.name, run.method.hyperparameters)
+    encoder = bench.base.encoder
+    stock = {path: p.detach().clone() for path, p in encoder.named_parameters()} if run.merging else {}
+    with clock("attach"):
+        attach(encoder, variant, run.where, axis_seed("adapter", run.seed), dropout=run.training.adapter_dropout)
+    try:
+        model = Classifier(encoder, bench.base.hidden, data.classes, axis_seed("head", run.seed)).to(bench.device)
+        measures["parameters"] = parameters(encoder, variant)
+        measures["training"] = {"loss": []}
+        _train(run, model, variant, data, bench.device, clock, measures["training"]["loss"])
+        split = data.validation if run.split == "validation" else data.test
+        outputs = logits(model, split, clock, bench.device, run.training.precision)
+        if not bool(torch.isfinite(outputs).all()):
+            raise Diverged("the outputs after training are not finite")
+        measures["score"] = score(outputs, split)
+        if run.merging:
+            measures["merging"] = merging(model, variant, stock, split, run.merging, clock)
+    finally:
+        detach(encoder, merge=False)
+        encoder.eval()  # base dropout, after a divergence
+    if run.merging:
+        measures["merging"]["restored"] = same_bits(encoder, stock)
+
+
+def _train(
+    run: ScoreRun,
+    model: Classifier,
+    variant: Variant,
+    data: Data,
+    device: torch.device,
+    clock: Clock,
+    losses: list[float],
+) -> None:
+    trainer = Trainer(model, variant, run.training, run.lr, clock)
+    batches = training_batches(data.train, run.training.batch_size, axis_seed("data order", run.seed))
+    with seeded(axis_seed("dropout", run.seed), device):
+        for _ in range(run.training.steps):
+            losses.append(trainer.step(data.train.batch(next(batches)).to(device)))
+
+
+def same_bits(encoder: nn.Module, stock: dict[str, Tensor]) -> bool:
+    """Whether the encoder's parameters are exactly what they were."""
+    now = dict(encoder.named_parameters())
+    return now.keys() == stock.keys() and all(torch.equal(now[path], tensor) for path, tensor in stock.items())

@@ -1,0 +1,1 @@
+"""One file a measurement; each returns plain JSON, described in its docstring."""

@@ -1,0 +1,211 @@
+"""From a suite to its runs: learning rates, seeds, splits.
+
+Every method gets the same number of learning rates over the same number of decades, each grid around the method's own
+prior. They are tried with seed 0 and scored on validation; the best rate is run again with fresh seeds, and only those
+are scored, once, on test.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from evaluation.spec import Entry, Identity, Merging, Method, Record, ScoreRun, SpeedRun, Suite, Unusable, key
+from variants import core
+from variants.core import UnknownHyperparameter, UnknownMethod, Variant, create, method
+
+SEARCH_SEED = 0
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many runs of one method (None: of all together) and stage are done, and how many are left."""
+
+    entry: Entry | None
+    stage: str
+    done: int
+    left: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A suite on one machine: methods with all hyperparameters spelt out, digests, device and threads."""
+
+    suite: Suite
+    identity: Identity
+    device: str
+    threads: int
+
+    def runs(self, records: Mapping[str, Record]) -> list[ScoreRun | SpeedRun]:
+        """Every run that is known to be needed, given the records so far: a method's final runs appear when its search
+        is complete, the speed run when nothing else is left."""
+        entries = costly_first(self.suite.methods)
+        searches = [self.search(entry) for entry in entries]
+        # Rate by rate, so that after the first round the time of every method's runs is known.
+        found: list[ScoreRun | SpeedRun] = [run for rank in zip(*searches, strict=True) for run in rank]
+        for entry, search in zip(entries, searches, strict=True):
+            best = chosen_rate(search, records)
+            if best is not None:
+                found += self.final(entry, best)
+        if self.suite.speed and all(key(run) in records for run in found):
+            found.append(self.speed_run())
+        return found
+
+    def total(self) -> int:
+        """How many runs the suite has when no learning-rate search diverges altogether."""
+        return len(self.suite.methods) * (self.suite.protocol.points + self.suite.protocol.seeds) + bool(
+            self.suite.speed
+        )
+
+    def tallies(self, records: Mapping[str, Record]) -> list[Tally]:
+        """What of each method and stage is recorded, and what is left; runs of another setting do not count."""
+        found = []
+        for entry in costly_first(self.suite.methods):
+            search = self.search(entry)
+            best = chosen_rate(search, records)
+            lost = best is None and all(key(run) in records for run in search)
+            final = [] if best is None else self.final(entry, best)
+            expected = {"search": len(search), "final": 0 if lost else self.suite.protocol.seeds}
+            for stage, runs in (("search", search), ("final", final)):
+                done = sum(key(run) in records for run in runs)
+                found.append(Tally(entry, stage, done, expected[stage] - done))
+        if self.suite.speed:
+            done = int(key(self.speed_run()) in records)
+            found.append(Tally(None, "speed", done, 1 - done))
+        return found
+
+    def search(self, entry: Entry) -> list[ScoreRun]:
+        rates = grid(self.centre(entry), self.suite.protocol.points, self.suite.protocol.per_decade)
+        return [self._score_run(entry, "search", rate, SEARCH_SEED) for rate in rates]
+
+    def final(self, entry: Entry, rate: float) -> list[ScoreRun]:
+        return [self._score_run(entry, "final", rate, 1 + i) for i in range(self.suite.protocol.seeds)]
+
+    def speed_run(self) -> SpeedRun:
+        assert self.suite.speed is not None
+        return SpeedRun(
+            methods={entry.label: entry.method for entry in self.suite.methods},
+            baseline=self.suite.baseline,
+            speed=self.suite.speed,
+            threads=self.threads,
+            **self._common(self.suite.methods),
+        )
+
+    def centre(self, entry: Entry) -> float:
+        """The middle of a method's grid: its own ``lr`` in the suite, else the prior relative to LoRA's."""
+        if entry.lr is not None:
+            return entry.lr
+        cls = method(entry.method.name)
+        return self.suite.training.head_lr if cls.head_only else self.suite.protocol.lr * cls.lr_ratio
+
+    def _score_run(self, entry: Entry, stage: Literal["search", "final"], rate: float, seed: int) -> ScoreRun:
+        merging: Merging | None = self.suite.merging if stage == "final" and seed == 1 else None
+        return ScoreRun(
+            stage=stage,
+            method=entry.method,
+            lr=rate,
+            seed=seed,
+            split="validation" if stage == "search" else "test",
+            merging=merging,
+            **self._common((entry,)),
+        )
+
+    def _common(self, entries: tuple[Entry, ...]) -> dict[str, Any]:
+        suite = self.suite
+        # Only the digests of the methods in this run: a method added to the suite leaves the others' runs valid.
+        digests = {entry.method.name: self.identity.methods[entry.method.name] for entry in entries}
+        return {
+            "model": suite.model,
+            "benchmark": suite.benchmark,
+            "where": suite.where,
+            "limit": suite.limit,
+            "training": suite.training,
+            "device": self.device,
+            "identity": self.identity.model_copy(update={"methods": digests}),
+        }
+
+
+def resolve(suite: Suite) -> Suite:
+    """The suite with every hyperparameter of every method spelt out.
+
+    Raises:
+        Unusable: an unknown method or hyperparameter, or the same method twice.
+    """
+    entries = tuple(_resolved(entry) for entry in suite.methods)
+    for i, entry in enumerate(entries):
+        for other in entries[:i]:
+            if entry.method == other.method:  # their runs could not be told apart
+                raise Unusable(f"{other.label!r} and {entry.label!r} are the same method with the same hyperparameters")
+    return suite.model_copy(update={"methods": entries})
+
+
+def _resolved(entry: Entry) -> Entry:
+    try:
+        variant = create(entry.method.name, entry.method.hyperparameters)
+    except (UnknownMethod, UnknownHyperparameter) as error:
+        raise Unusable(str(error)) from error
+    spelt_out = Method(name=entry.method.name, hyperparameters=dataclasses.asdict(variant))
+    return entry.model_copy(update={"method": spelt_out})
+
+
+def grid(centre: float, points: int, per_decade: int) -> list[float]:
+    """``points`` rates on a log grid around ``centre``, ``per_decade`` to a factor of ten, to 3 significant digits."""
+    return [float(f"{centre * 10 ** ((i - (points - 1) / 2) / per_decade):.3g}") for i in range(points)]
+
+
+def chosen_rate(search: list[ScoreRun], records: Mapping[str, Record]) -> float | None:
+    """The rate with the best validation accuracy (the lower loss decides ties), when all of the search has been run.
+
+    None while a run is missing or failed, and where every run diverged.
+    """
+    results = [records.get(key(run)) for run in search]
+    if any(record is None or record.status == "failed" for record in results):
+        return None
+    scored = [(r.measures["score"], run.lr) for r, run in zip(results, search, strict=True) if r and r.status == "done"]
+    return max(scored, key=lambda item: (item[0]["accuracy"], -item[0]["loss"]))[1] if scored else None
+
+
+def costly_first(entries: tuple[Entry, ...]) -> list[Entry]:
+    """Methods that train the base first and head-only ones last: long runs at the end would leave workers idle."""
+
+    def rank(entry: Entry) -> int:
+        cls = method(entry.method.name)
+        return 2 if cls.head_only else int(cls.layerwise())
+
+    return sorted(entries, key=rank)
+
+
+def source_digest(cls: type[Variant]) -> str:
+    """Digest of the code that defines a method: the files of its class and of the classes it extends.
+
+    It is part of every run's key: a changed method is computed again.
+    """
+    modules = [inspect.getmodule(c) for c in cls.__mro__ if issubclass(c, Variant) and c is not Variant]
+    return _digest_of_sources(inspect.getsource(m) for m in dict.fromkeys(modules) if m)
+
+
+def harness_digest() -> str:
+    """Digest of what trains and measures, the same for all methods: the adapter interface, the loop, the measurements,
+    and the versions of the libraries that compute. Part of every run's key, so records of another code do not pass for
+    this one's."""
+    here = Path(__file__).parent
+    files = [*Path(core.__file__).parent.glob("*.py"), *(here / "measures").glob("*.py")]
+    files += [here / name for name in ("data.py", "execute.py", "training.py")]
+    versions = [f"{name} = {version(name)!r}" for name in ("numpy", "torch", "transformers")]
+    return _digest_of_sources([path.read_text(encoding="utf-8") for path in sorted(files)] + versions)
+
+
+def _digest_of_sources(texts: Iterable[str]) -> str:
+    """Comments and docstrings do not count."""
+    trees = [ast.parse(text) for text in texts]
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return hashlib.sha256("\n".join(map(ast.dump, trees)).encode()).hexdigest()[:16]

@@ -1,0 +1,269 @@
+"""What is run and what comes out: suites, runs and records.
+
+A suite file (TOML) says what to compare. The protocol turns it into runs; a run is a complete, self-contained
+description of one piece of work, and its key, the hash of its canonical JSON, is its name in the store. The same key
+means the same numbers on the same type of machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from variants.core.registry import suggestion
+
+FORMAT = 1  # raise when the meaning of a run or a record changes: older records are then computed again
+SUITES = Path(__file__).parent / "suites"
+
+# Strict: `steps = true` and `base_dropout = "no"` are mistakes, not the numbers that Python could read into them.
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v), Field(min_length=1)]
+
+
+class Unusable(ValueError):
+    """Input that cannot be used; the message is one line which says what to write instead."""
+
+
+def _off(value: Any) -> Any:
+    return None if value is False else value  # TOML has no null: `speed = false` leaves a measurement out
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Method(_Frozen):
+    """One method with its hyperparameters. In a suite file the hyperparameters stand beside the name."""
+
+    name: str
+    hyperparameters: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _collect(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "hyperparameters" in value:
+            return value
+        return {"name": value.get("name"), "hyperparameters": {k: v for k, v in value.items() if k != "name"}}
+
+
+class Entry(_Frozen):
+    """A method as a suite lists it: under a label, and perhaps with its own centre of the learning-rate grid."""
+
+    label: str
+    method: Method
+    lr: Positive | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _collect(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "method" in value:
+            return value
+        if "name" not in value:
+            raise ValueError("a method needs a `name`")
+        own = {k: v for k, v in value.items() if k in ("label", "lr")}
+        return {"label": value["name"], **own, "method": {k: v for k, v in value.items() if k not in own}}
+
+
+class Training(_Frozen):
+    """Everything that decides a training run besides the method. Dropout is a probability, warmup a share of steps,
+    max_length a number of tokens."""
+
+    steps: Count = 60
+    batch_size: Count = 16
+    head_lr: Positive = 1e-2
+    schedule: Literal["linear", "cosine"] = "linear"
+    warmup: Share = 0.1
+    clip: Positive = 1.0
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 0.0
+    adapter_dropout: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
+    base_dropout: Annotated[bool, Field(strict=True)] = False
+    max_length: Count = 128
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+class Protocol(_Frozen):
+    """How learning rates and seeds are chosen. ``lr`` is the centre of LoRA's grid; a method's own centre is that times
+    its ``lr_ratio``."""
+
+    lr: Positive = 5e-3
+    points: Count = 3
+    per_decade: Count = 2
+    seeds: Count = 3
+
+
+class Merging(_Frozen):
+    """Test items and dtypes on which merging is measured."""
+
+    items: Count = 200
+    dtypes: tuple[Literal["float32", "bfloat16", "float16"], ...] = ("float32", "bfloat16", "float16")
+
+
+class Speed(_Frozen):
+    """The shape on which speed is measured: batch_size sequences of the same number of tokens."""
+
+    batch_size: Count = 16
+    tokens: Count = 16
+    warmup: Count = 3
+    rounds: Count = 15
+
+
+class Suite(_Frozen):
+    """A comparison: which methods, on what, how."""
+
+    name: str
+    model: str
+    benchmark: str
+    where: Names
+    baseline: str = "lora"
+    methods: Annotated[tuple[Entry, ...], Field(min_length=1)]
+    training: Training = Training()
+    protocol: Protocol = Protocol()
+    merging: Annotated[Merging | None, BeforeValidator(_off)] = Merging()
+    speed: Annotated[Speed | None, BeforeValidator(_off)] = Speed()
+    limit: Count | None = None  # at most so many examples of each split, for tests
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Suite:
+        labels = Counter(entry.label for entry in self.methods)
+        twice = [label for label, n in labels.items() if n > 1]
+        if twice:
+            raise ValueError(f"two methods are labelled {twice[0]!r}: give each its own `label`")
+        if self.baseline not in labels:
+            near = suggestion(self.baseline, list(labels))
+            raise ValueError(f"baseline {self.baseline!r} is not one of the methods: {near}")
+        return self
+
+
+class Identity(_Frozen):
+    """Digests of what a run depends on besides its spec."""
+
+    model: str
+    data: str
+    methods: dict[str, str]  # method name -> digest of its source
+    code: str = ""  # digest of the code that trains and measures, and of the libraries' versions
+    format: int = FORMAT
+
+
+class ScoreRun(_Frozen):
+    """Train one method once, and score it on one split."""
+
+    kind: Literal["score"] = "score"
+    stage: Literal["search", "final"]
+    model: str
+    benchmark: str
+    where: Names
+    method: Method
+    lr: Positive
+    seed: int
+    split: Literal["validation", "test"]
+    limit: Count | None
+    training: Training
+    merging: Merging | None
+    device: str
+    identity: Identity
+
+
+class SpeedRun(_Frozen):
+    """Time all methods of a suite together, interleaved step by step. Never shares the machine."""
+
+    kind: Literal["speed"] = "speed"
+    model: str
+    benchmark: str
+    where: Names
+    methods: dict[str, Method]  # label -> method
+    baseline: str  # the label that ratios are to
+    limit: Count | None
+    training: Training
+    speed: Speed
+    threads: int
+    device: str
+    identity: Identity
+
+
+Run = Annotated[ScoreRun | SpeedRun, Field(discriminator="kind")]
+
+
+def key(run: ScoreRun | SpeedRun) -> str:
+    """The run's name in the store: 16 hex digits of the hash of its canonical JSON."""
+    text = json.dumps(run.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Record(_Frozen):
+    """What one run gave. The only thing that reports see; every field is plain JSON.
+
+    ``measures`` holds one entry a measurement: ``parameters``, ``score`` and ``merging`` for a score run, ``speed`` for
+    a speed run; each measure's module says what its entry contains. ``seconds`` sums the wall time of the run by what
+    was done (forward, backward, optimiser, hooks, evaluation, ...). A diverged run is a result; a failed one is
+    computed again when the suite is started again.
+    """
+
+    key: str
+    run: Run
+    status: Literal["done", "diverged", "failed"]
+    measures: dict[str, Any] = Field(default_factory=dict)
+    seconds: dict[str, float] = Field(default_factory=dict)
+    environment: dict[str, Any] = Field(default_factory=dict)
+    error: str | None = None
+
+
+def load_suite(name: str, changes: dict[str, str] | None = None) -> Suite:
+    """A suite by the name of a shipped one or the path of a TOML file, with ``key=value`` changes applied.
+
+    Raises:
+        Unusable: no such suite, not TOML, an unknown key, or a value of the wrong kind; in one line.
+    """
+    path = Path(name) if name.endswith(".toml") else SUITES / f"{name}.toml"
+    if not path.is_file():
+        shipped = sorted(p.stem for p in SUITES.glob("*.toml"))
+        raise Unusable(f"no suite {name!r}: {suggestion(name, shipped)} (or give the path of a .toml file)")
+    try:
+        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Unusable(f"{path} is not a TOML file: {error}") from error
+    for dotted, text in (changes or {}).items():
+        _change(data, dotted, text)
+    try:
+        return Suite.model_validate({"name": path.stem, **data})
+    except ValidationError as error:
+        raise Unusable(f"{path.name}: {_first_problem(error)}") from error
+
+
+def _change(data: dict[str, Any], dotted: str, text: str) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise Unusable(f"--set {dotted}: {parent} is not a table")
+    try:
+        data[last] = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        data[last] = text  # a bare word is a string
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {place!r}: {suggestion(str(first['loc'][-1]), _known_keys(first['loc']))}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
+
+
+def _known_keys(place: tuple[int | str, ...]) -> list[str]:
+    sections: dict[str, type[BaseModel]] = {
+        "training": Training,
+        "protocol": Protocol,
+        "merging": Merging,
+        "speed": Speed,
+    }
+    model: type[BaseModel] = sections.get(str(place[0]), Suite) if len(place) > 1 else Suite
+    return list(model.model_fields)

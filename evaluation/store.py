@@ -1,0 +1,110 @@
+"""Records on disk: one atomic folder a run, named by the run's key."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from evaluation.spec import Record, Unusable, key
+
+
+class Store:
+    """The records of one results folder.
+
+    A record is written into a temporary folder first and renamed into place, so that at any moment a run is there whole
+    or not at all. Each file carries the digest of its record. One process at a time may hold the store.
+
+    Args:
+        directory: the results folder; made if it is missing.
+        say: told one line for every damaged record.
+
+    Raises:
+        Unusable: another process holds it, or the folder cannot be written.
+    """
+
+    def __init__(self, directory: Path, say: Callable[[str], None] = print) -> None:
+        self.directory, self.say = directory, say
+        with writing(directory):
+            (directory / "runs").mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(directory / ".lock")
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise Unusable(
+                    f"{directory} is in use by another svdbench: wait for it, or give another --out"
+                ) from None
+            for left in (directory / "runs").glob(".*"):
+                shutil.rmtree(left)  # begun by a process that was killed
+        self.records = {r.key: r for r in map(self._read, sorted((directory / "runs").iterdir())) if r}
+
+    def close(self) -> None:
+        self._lock.release()
+
+    def put(self, record: Record) -> None:
+        """Adds a record; one with the same key is replaced."""
+        final = self.directory / "runs" / record.key
+        partial = final.with_name(f".{record.key}")
+        body = record.model_dump(mode="json")
+        with writing(self.directory):
+            try:
+                partial.mkdir()
+                with open(partial / "record.json", "w", encoding="utf-8") as file:
+                    json.dump({"sha256": digest(body), "record": body}, file, ensure_ascii=False)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if final.exists():
+                    shutil.rmtree(final)
+                partial.rename(final)
+            except OSError:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+        self.records[record.key] = record
+
+    def _read(self, folder: Path) -> Record | None:
+        try:
+            text = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+            record = Record.model_validate(text["record"])
+            if digest(text["record"]) != text["sha256"] or not record.key == folder.name == key(record.run):
+                raise ValueError("its digest or key does not fit")
+        except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+            self._set_aside(folder, str(error).splitlines()[0])
+            return None
+        return record
+
+    def _set_aside(self, folder: Path, why: str) -> None:
+        place = self.directory / "damaged"
+        with writing(self.directory):
+            place.mkdir(exist_ok=True)
+            target = next(
+                place / f"{folder.name}-{i}" for i in range(10**6) if not (place / f"{folder.name}-{i}").exists()
+            )
+            folder.rename(target)
+        self.say(f"damaged record {folder.name} ({why}): set aside as {target}, its run is done again")
+
+
+def digest(body: object) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class writing:  # lower case: it reads as a statement
+    """Turns what the file system refuses into one clear line."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            reason = "the disk is full: free some space" if full else f"{error.strerror or error}"
+            raise Unusable(f"cannot write to {self.directory}: {reason}; what is done is kept") from error

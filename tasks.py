@@ -1,0 +1,354 @@
+#!/usr/bin/env python3
+"""The command line of svdbench: ``python3 tasks.py VERB``, the same as ``svdbench VERB`` after installation.
+
+In a fresh clone it sets itself up: if the dependencies are missing, it makes ``.venv``, installs the project there
+with the versions of ``constraints.txt`` and starts itself again in it. Until then only the standard library is used.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036  a clone may be started with any Python
+    sys.exit(f"svdbench needs Python 3.11 or newer, this is {sys.version.split()[0]}")
+
+import hashlib
+import importlib.metadata
+import os
+import re
+import subprocess
+import tomllib
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+
+
+# ---- set-up: standard library only ----------------------------------------------------------------------------------
+
+
+def set_up(verb: str) -> None:
+    """Continues in an environment that has everything the verb needs; returns if this one does."""
+    extra = "test" if verb == "test" else ""
+    if not missing_requirements(extra):
+        return
+    folder = ROOT / ".venv"
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    stamp = folder / f".svdbench-{extra or 'core'}"
+    pins = hashlib.sha256(b"".join((ROOT / f).read_bytes() for f in ("pyproject.toml", "constraints.txt"))).hexdigest()
+    if not (stamp.is_file() and stamp.read_text() == pins and python.exists()):
+        if Path(sys.prefix) != folder:
+            print(f"setting up {folder} with the versions of constraints.txt (once, a few minutes) ...", flush=True)
+        install(folder, python, extra)
+        stamp.write_text(pins)
+    arguments = [str(python), str(ROOT / "tasks.py"), *sys.argv[1:]]
+    if os.name == "nt":
+        sys.exit(subprocess.run(arguments, check=False).returncode)
+    os.execv(python, arguments)
+
+
+def missing_requirements(extra: str) -> list[str]:
+    """Requirements of pyproject.toml which this environment does not meet."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + (project["optional-dependencies"][extra] if extra else [])
+    return [requirement for requirement in wanted if not is_met(requirement)]
+
+
+def is_met(requirement: str) -> bool:
+    """Whether ``name>=version`` or ``name==version`` is installed here."""
+    name, relation, version = re.fullmatch(r"([\w.-]+)(>=|==)([\d.]+)", requirement).groups()  # type: ignore[union-attr]
+
+    def numbers(text: str) -> list[int]:
+        return [int(n) for n in re.findall(r"\d+", text.partition("+")[0])[:3]]
+
+    try:
+        found = numbers(importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return found == numbers(version) if relation == "==" else found >= numbers(version)
+
+
+def install(folder: Path, python: Path, extra: str) -> None:
+    """Makes the virtual environment, if need be, and installs the project into it."""
+    if not python.exists():
+        venv.create(folder, with_pip=True, clear=True)
+    target = f"{ROOT}[{extra}]" if extra else str(ROOT)
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run([*pip, "--constraint", str(ROOT / "constraints.txt"), "--editable", target], check=False)
+    if done.returncode:
+        sys.exit("svdbench: the dependencies could not be installed (see above); is there a network?")
+
+
+if __name__ == "__main__":
+    set_up(sys.argv[1] if len(sys.argv) > 1 else "")
+
+# ---- the verbs ------------------------------------------------------------------------------------------------------
+
+import json
+import logging
+import shlex
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    help="Which member of the LoRA / SVD family should I use, and what does it really cost?",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+console = Console(width=None if sys.stdout.isatty() else 120)
+
+SuiteName = Annotated[str, typer.Argument(help="Name of a shipped suite, or a TOML file.")]
+Out = Annotated[Path | None, typer.Option(help="Results folder; default results/SUITE.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Plugins = Annotated[list[Path], typer.Option("--plugin", help="Python file with further methods; may be repeated.")]
+Changes = Annotated[list[str], typer.Option("--set", help="key=value, overrides the suite; may be repeated.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes for score runs; 0 means one a core (one on CUDA).")]
+Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
+
+
+@app.command()
+def compare(
+    suite: SuiteName,
+    out: Out = None,
+    workers: Workers = 0,
+    device: Device = "auto",
+    plugin: Plugins = [],  # noqa: B006  typer reads the default
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Run a suite and write its report; again: go on where it was.
+
+    Example: python3 tasks.py compare quick
+    """
+    from evaluation.display import Display, duration
+    from evaluation.engines.local import LocalEngine
+    from evaluation.machine import cores
+    from evaluation.session import export, make_plan
+    from evaluation.store import Store
+
+    plan = make_plan(suite, parsed(changes), device, plugin)
+    workers = workers or (1 if plan.device == "cuda" else cores())
+    store = Store(out or Path("results") / plan.suite.name, say=console.print)
+    command = shlex.join(["python3", "tasks.py", *sys.argv[1:]])
+    try:
+        with Display(plan.suite, console) as display:
+            engine = LocalEngine(plan, store, workers, plugin, display.show)
+            account = engine.run()
+        export(plan, store, engine.failed.values(), command, account, workers)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from here")
+        raise typer.Exit(130) from None
+    finally:
+        store.close()
+    print_report(store.directory)
+    if account.computed:
+        console.print(
+            f"{account.computed} runs in {duration(account.wall)} on {workers} workers; "
+            f"{100 * account.overhead_share:.1f} % of the worker time was not forward, backward, optimiser or "
+            "evaluation"
+        )
+    if engine.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    suite: SuiteName,
+    out: Out = None,
+    workers: Workers = 0,
+    device: Device = "auto",
+    plugin: Plugins = [],  # noqa: B006
+    changes: Changes = [],  # noqa: B006
+) -> None:
+    """Print what a suite would run, and how long it would take here.
+
+    Example: python3 tasks.py plan quick --set protocol.seeds=5
+    """
+    from evaluation.display import duration
+    from evaluation.estimate import estimate
+    from evaluation.machine import cores
+    from evaluation.session import make_plan
+    from evaluation.store import Store
+
+    made = make_plan(suite, parsed(changes), device, plugin)
+    workers = workers or (1 if made.device == "cuda" else cores())
+    directory = out or Path("results") / made.suite.name
+    records = {}
+    if directory.is_dir():
+        store = Store(directory, say=console.print)
+        store.close()
+        records = store.records
+    rows, seconds = estimate(made, records, workers)
+    table = Table("method", "stage", "learning rates or seeds", "runs left", "runs done", "about", box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(
+            row["method"],
+            row["stage"],
+            setting(made, row),
+            str(row["runs"]),
+            str(row["done"]),
+            duration(row["seconds"]),
+        )
+    console.print(table)
+    console.print(f"about {duration(seconds)} on {workers} workers, start-up and report not counted")
+
+
+def setting(made: Any, row: dict[str, Any]) -> str:
+    """What varies within one row of the plan."""
+    if row["stage"] == "speed":
+        return f"{made.suite.speed.rounds} interleaved rounds"
+    if row["stage"] == "final":
+        return f"seeds 1 to {made.suite.protocol.seeds} at the best rate"
+    entry = next(e for e in made.suite.methods if e.label == row["method"])
+    return ", ".join(f"{run.lr:g}" for run in made.search(entry))
+
+
+@app.command()
+def status(directory: Annotated[Path, typer.Argument(help="A results folder.")]) -> None:
+    """Say what has run in a results folder.
+
+    Example: python3 tasks.py status results/quick
+    """
+    from collections import Counter
+
+    from evaluation.spec import Unusable
+    from evaluation.store import Store
+
+    if not (directory / "runs").is_dir():
+        raise Unusable(f"{directory} is not a results folder: it has no runs/ in it")
+    store = Store(directory, say=console.print)
+    store.close()
+    counts = Counter(
+        (
+            r.run.method.name if r.run.kind == "score" else "all",
+            r.run.stage if r.run.kind == "score" else "speed",
+            r.status,
+        )
+        for r in store.records.values()
+    )
+    table = Table("method", "stage", "status", "runs", box=box.SIMPLE_HEAD)
+    for (name, stage, state), n in sorted(counts.items()):
+        table.add_row(name, stage, state, str(n))
+    console.print(table)
+
+
+@app.command()
+def report(directory: Annotated[Path, typer.Argument(help="A results folder.")]) -> None:
+    """Write the report of a results folder again, from its records alone.
+
+    Example: python3 tasks.py report results/quick
+    """
+    print_report(directory)
+
+
+@app.command()
+def variants(as_json: Json = False) -> None:
+    """List the methods with what they can do.
+
+    Example: python3 tasks.py variants --json
+    """
+    from evaluation.catalogue import capabilities
+
+    listing([capabilities(name) for name in method_names()], as_json)
+
+
+@app.command()
+def benchmarks(as_json: Json = False) -> None:
+    """List the benchmarks.
+
+    Example: python3 tasks.py benchmarks
+    """
+    from evaluation.benchmarks import names
+
+    listing([{"name": name, "description": text} for name, text in names().items()], as_json)
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the base models that come by name; a folder or a hub name works too.
+
+    Example: python3 tasks.py models
+    """
+    from evaluation.models import names
+
+    listing([{"name": name, "description": text} for name, text in names().items()], as_json)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def test(context: typer.Context) -> None:
+    """Run the tests; arguments go to pytest.
+
+    Example: python3 tasks.py test -k stiefel
+    """
+    arguments = context.args or ["--numprocesses", "2"]
+    raise typer.Exit(subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ROOT, check=False).returncode)
+
+
+# ---- shared by the verbs --------------------------------------------------------------------------------------------
+
+
+def method_names() -> list[str]:
+    import variants as _  # noqa: F401  registers the methods
+    from variants.core import names
+
+    return names()
+
+
+def parsed(changes: list[str]) -> dict[str, str]:
+    """``key=value`` strings as a mapping."""
+    from evaluation.spec import Unusable
+
+    for change in changes:
+        if "=" not in change:
+            raise Unusable(f"--set {change}: write key=value, for example --set protocol.seeds=5")
+    return dict(change.split("=", 1) for change in changes)
+
+
+def listing(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """Prints rows of equal keys as a table or as JSON."""
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table(*rows[0], box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*map(in_words, row.values()))
+    console.print(table)
+
+
+def in_words(value: object) -> str:
+    """A JSON value as a table shows it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) or "-" if isinstance(value, list) else str(value)
+
+
+def print_report(directory: Path) -> None:
+    """Writes the report of a results folder and prints its tables."""
+    from reports import write_report
+
+    written = write_report(directory)
+    console.print(written.terminal())
+    console.print(f"report: {directory / 'report.html'}", soft_wrap=True)
+
+
+def main() -> None:
+    """Runs a verb. Exit codes: 0 done, 1 a check or run failed, 2 unusable input."""
+    from evaluation.spec import Unusable
+    from reports import UnusableResults
+
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("svdbench").setLevel(logging.INFO)  # downloads, and what was found damaged
+    try:
+        app()
+    except (Unusable, UnusableResults) as problem:
+        Console(stderr=True).print(f"svdbench: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,376 @@
+"""The search for learning rates: the same effort for every method, and nothing of the test split in it."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evaluation import protocol
+from evaluation.plugins import load_plugins
+from evaluation.protocol import Plan, chosen_rate, costly_first, grid, resolve, source_digest
+from evaluation.spec import (
+    Entry,
+    Identity,
+    Method,
+    Protocol,
+    Record,
+    ScoreRun,
+    SpeedRun,
+    Suite,
+    Training,
+    Unusable,
+    key,
+    load_suite,
+)
+from tests.evaluation import toy
+from variants.core import method, registry
+
+METHODS = ("lora", "pissa", "stiefel", "full", "probe")
+
+
+def plan(names: tuple[str, ...] = METHODS, **changes: Any) -> Plan:
+    entries = tuple(Entry(label=n, method=Method(name=n, hyperparameters=toy.METHODS[n])) for n in names)
+    fields: dict[str, Any] = {"name": "s", "model": "toy", "benchmark": "toy", "where": toy.WHERE, "methods": entries}
+    suite = resolve(Suite(**(fields | {"protocol": Protocol(points=3, per_decade=2, seeds=2)} | changes)))
+    digests = {entry.method.name: f"digest of {entry.method.name}" for entry in suite.methods}
+    return Plan(suite, Identity(model="m", data="d", methods=digests), "cpu", 2)
+
+
+def record(run: ScoreRun | SpeedRun, accuracy: float = 0.5, loss: float = 1.0, status: str = "done") -> Record:
+    measures = {"score": {"accuracy": accuracy, "loss": loss}}  # also where the status says that it counts for nothing
+    return Record(key=key(run), run=run, status=status, measures=measures)
+
+
+def by_key(*records: Record) -> dict[str, Record]:
+    return {r.key: r for r in records}
+
+
+def entry_of(p: Plan, label: str) -> Entry:
+    return next(entry for entry in p.suite.methods if entry.label == label)
+
+
+# ---- rates ----------------------------------------------------------------------------------------------------------
+
+
+def test_grid():
+    assert grid(5e-3, 3, 2) == [1.58e-3, 5e-3, 1.58e-2]
+    assert grid(1e-2, 5, 4) == [3.16e-3, 5.62e-3, 1e-2, 1.78e-2, 3.16e-2]
+    assert grid(1e-2, 2, 1) == [3.16e-3, 3.16e-2]
+    assert grid(2e-4, 1, 3) == [2e-4]
+
+
+def test_every_method_has_the_same_number_of_rates_over_the_same_span():
+    p = plan(tuple(toy.METHODS))
+    rates = {entry.label: [run.lr for run in p.search(entry)] for entry in p.suite.methods}
+    for found in rates.values():
+        assert len(set(found)) == 3
+        assert math.log10(found[-1] / found[0]) == pytest.approx(1.0, abs=0.01)
+        assert found == sorted(found)
+    assert rates["pissa"][1] == pytest.approx(rates["lora"][1] / 10)
+
+
+def test_centres():
+    p = plan(METHODS, protocol=Protocol(lr=2e-3))
+    assert p.centre(entry_of(p, "lora")) == 2e-3
+    assert p.centre(entry_of(p, "pissa")) == pytest.approx(2e-4)
+    assert p.centre(entry_of(p, "full")) == pytest.approx(2e-4)
+    assert p.centre(entry_of(p, "probe")) == p.suite.training.head_lr
+    own = entry_of(p, "pissa").model_copy(update={"lr": 0.7})
+    assert p.centre(own) == 0.7
+    assert p.search(own)[1].lr == 0.7
+
+
+# ---- what is run ----------------------------------------------------------------------------------------------------
+
+
+def search_of(p: Plan, label: str) -> list[ScoreRun]:
+    return p.search(entry_of(p, label))
+
+
+def test_at_first_only_the_search_is_known():
+    p = plan()
+    runs = p.runs({})
+    assert len(runs) == len(METHODS) * 3
+    assert {run.stage for run in runs} == {"search"}
+    assert len({key(run) for run in runs}) == len(runs)
+
+
+def test_search_sees_validation_and_final_sees_test_with_other_seeds():
+    p = plan()
+    records = by_key(*(record(run) for run in p.runs({})))
+    runs = [run for run in p.runs(records) if isinstance(run, ScoreRun)]
+    search, final = ([r for r in runs if r.stage == stage] for stage in ("search", "final"))
+    assert {r.split for r in search} == {"validation"}
+    assert {r.split for r in final} == {"test"}
+    assert {r.seed for r in search} == {0}
+    assert {(r.method.name, r.seed) for r in final} == {(name, seed) for name in METHODS for seed in (1, 2)}
+    assert len(final) == len(METHODS) * 2
+    assert [r.merging is not None for r in final if r.method.name == "lora"] == [True, False]
+    assert not any(r.merging for r in search)
+
+
+def test_a_method_is_final_as_soon_as_its_own_search_is_complete():
+    p = plan()
+    *first, last = search_of(p, "lora")
+    known = by_key(*map(record, first))
+    assert not any(run.stage == "final" for run in p.runs(known))
+    known |= by_key(record(last))
+    assert {run.method.name for run in p.runs(known) if run.stage == "final"} == {"lora"}
+
+
+def test_speed_comes_last_and_only_if_it_is_asked_for():
+    p, known = plan(), {}
+    for expected in (15, 25, 26, 26):
+        runs = p.runs(known)
+        assert len(runs) == expected
+        assert isinstance(runs[-1], SpeedRun) is (expected == 26)
+        known = by_key(*(record(run) for run in runs))
+    assert p.total() == 26
+    without = plan(speed=None)
+    known = {}
+    for _ in range(3):
+        known = by_key(*(record(run) for run in without.runs(known)))
+    assert len(known) == without.total() == 25
+
+
+def test_long_runs_come_first():
+    names = [
+        entry.label for entry in costly_first(plan(("probe", "lora", "full", "dora"), baseline="lora").suite.methods)
+    ]
+    assert names == ["full", "lora", "dora", "probe"]
+
+
+# ---- selection ------------------------------------------------------------------------------------------------------
+
+Chooser = Callable[[list[ScoreRun], Mapping[str, Record]], float | None]
+
+
+def choice(choose: Chooser, results: list[tuple[float, float, str] | None]) -> int | None:
+    """The place, in the grid, of the chosen rate; a result is (accuracy, loss, status), None where it is missing."""
+    search = search_of(plan(), "lora")
+    records = by_key(*(record(run, *result) for run, result in zip(search, results, strict=True) if result))
+    rate = choose(search, records)
+    return None if rate is None else [run.lr for run in search].index(rate)
+
+
+CHOICES = {
+    "best": ([(0.1, 1, "done"), (0.3, 9, "done"), (0.2, 1, "done")], 1),
+    "best is the first": ([(0.4, 9, "done"), (0.3, 1, "done"), (0.2, 1, "done")], 0),
+    "tie by loss": ([(0.3, 2.0, "done"), (0.3, 1.0, "done"), (0.2, 0.1, "done")], 1),
+    "diverged is never chosen": ([(0.1, 3.0, "done"), (0.9, 0.1, "diverged"), (0.05, 1.0, "done")], 0),
+    "one left": ([(0.9, 0.1, "diverged"), (0.9, 0.1, "diverged"), (0.0, 99.0, "done")], 2),
+    "all diverged": ([(0.9, 0.1, "diverged")] * 3, None),
+    "one is missing": ([(0.1, 1, "done"), None, (0.2, 1, "done")], None),
+    "one failed": ([(0.1, 1, "done"), (0.9, 0.1, "failed"), (0.2, 1, "done")], None),
+}
+
+
+@pytest.mark.parametrize("case", CHOICES)
+def test_selection(case):
+    results, want = CHOICES[case]
+    assert choice(chosen_rate, results) == want
+
+
+def wrong_choice(rank: Callable[[dict[str, float]], Any]) -> Chooser:
+    def choose(search: list[ScoreRun], records: Mapping[str, Record]) -> float | None:
+        scored = [(rank(r.measures["score"]), run.lr) for run in search if (r := records.get(key(run))) and r.measures]
+        return max(scored)[1] if scored else None
+
+    return choose
+
+
+@pytest.mark.parametrize(
+    "rank",
+    [lambda s: s["loss"], lambda s: -s["loss"], lambda s: (s["accuracy"], s["loss"])],
+    ids=["highest loss", "lowest loss", "ties by higher loss"],
+)
+def test_a_broken_selection_is_caught(rank):
+    assert any(choice(wrong_choice(rank), results) != want for results, want in CHOICES.values())
+
+
+def test_a_method_that_always_diverges_has_no_final_runs_and_does_not_hold_up_the_rest():
+    p = plan(("lora", "probe"))
+    known = by_key(*(record(run, status="diverged" if run.method.name == "lora" else "done") for run in p.runs({})))
+    for _ in range(2):
+        known |= by_key(*(record(run) for run in p.runs(known) if key(run) not in known))
+    final = [run for run in p.runs(known) if isinstance(run, ScoreRun) and run.stage == "final"]
+    assert {run.method.name for run in final} == {"probe"}
+    assert isinstance(p.runs(known)[-1], SpeedRun)
+
+
+def test_the_test_split_cannot_reach_the_search():
+    """Whatever the final records say, the chosen rate stays."""
+    p = plan()
+    search = search_of(p, "lora")
+    known = by_key(*(record(run, accuracy=run.lr) for run in search))
+    before = chosen_rate(search, known)
+    finals = p.final(entry_of(p, "lora"), search[0].lr)
+    assert chosen_rate(search, known | by_key(*(record(run, accuracy=1.0) for run in finals))) == before
+
+
+# ---- keys -----------------------------------------------------------------------------------------------------------
+
+
+def score_keys(p: Plan) -> dict[str, set[str]]:
+    return {e.label: {key(run) for run in [*p.search(e), *p.final(e, 0.1)]} for e in p.suite.methods}
+
+
+def test_another_method_in_the_suite_leaves_the_keys_of_the_rest():
+    few, more = score_keys(plan(("lora", "probe"))), score_keys(plan(("dora", "lora", "probe", "full")))
+    assert few == {label: more[label] for label in few}
+    assert key(plan(("lora", "probe")).speed_run()) != key(plan().speed_run())
+
+
+def test_a_run_with_the_digests_of_all_methods_is_caught(monkeypatch):
+    monkeypatch.setattr(Plan, "_common", lambda self, _: common(self, self.suite.methods))
+    with pytest.raises(AssertionError):
+        test_another_method_in_the_suite_leaves_the_keys_of_the_rest()
+
+
+common = Plan._common
+
+
+def test_another_source_changes_the_keys_of_its_method_alone():
+    p = plan()
+    digests = {**p.identity.methods, "pissa": "edited"}
+    edited = Plan(p.suite, p.identity.model_copy(update={"methods": digests}), p.device, p.threads)
+    before, after = score_keys(p), score_keys(edited)
+    assert [label for label in before if before[label] != after[label]] == ["pissa"]
+    assert not before["pissa"] & after["pissa"]
+
+
+def test_defaults_are_spelt_out_in_the_runs():
+    suite = load_suite("smoke")
+    entries = (Entry(label="lora", method=Method(name="lora")),)
+    resolved = resolve(suite.model_copy(update={"methods": entries}))
+    assert resolved.methods[0].method.hyperparameters == {"rank": 8, "alpha": None}
+
+
+def test_the_same_method_under_two_labels_is_refused():
+    """Their runs would have the same keys, and whose they are could not be told."""
+    one, two = (
+        Entry(label=label, method=Method(name="lora", hyperparameters=h))
+        for label, h in (("a", {}), ("b", {"rank": 8}))
+    )
+    suite = load_suite("smoke")
+    with pytest.raises(Unusable, match="'a' and 'b' are the same method with the same hyperparameters"):
+        resolve(suite.model_copy(update={"methods": (one, two)}))
+    other = two.model_copy(update={"method": Method(name="lora", hyperparameters={"rank": 4})})
+    assert len(resolve(suite.model_copy(update={"methods": (one, other)})).methods) == 2
+
+
+# ---- digests of sources ---------------------------------------------------------------------------------------------
+
+SOURCE = '''
+from dataclasses import dataclass
+from variants.lora import LoRA
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(LoRA):
+    """Mine."""
+
+    def weight(self, W, t):
+        return W + 2 * t["B"] @ t["A"]{more}
+'''
+
+
+def digest(tmp_path: Path, text: str, name: str) -> str:
+    path = tmp_path / f"{name}.py"
+    path.write_text(text)
+    found = importlib.util.spec_from_file_location(name, path)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module
+    try:
+        found.loader.exec_module(module)
+        return source_digest(module.Mine)
+    finally:
+        del sys.modules[name]
+
+
+def test_the_digest_is_that_of_the_code_without_comments(tmp_path):
+    plain = digest(tmp_path, SOURCE.format(more=""), "mine_1")
+    assert digest(tmp_path, SOURCE.format(more="  # a comment\n\n\n# and more"), "mine_2") == plain
+    assert digest(tmp_path, SOURCE.format(more="").replace("2 *", "3 *"), "mine_3") != plain
+    assert digest(tmp_path, SOURCE.format(more=" + 0"), "mine_4") != plain
+
+
+def test_plugins_of_the_same_file_name_keep_their_own_sources(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    for name, factor in (("first", 2), ("second", 3)):
+        (tmp_path / name).mkdir()
+        text = (
+            SOURCE.format(more="")
+            .replace("2 *", f"{factor} *")
+            .replace("@dataclass", f"@register('{name}')\n@dataclass")
+        )
+        (tmp_path / name / "mine.py").write_text("from variants.core import register\n" + text)
+    files = [tmp_path / name / "mine.py" for name in ("first", "second")]
+    load_plugins(files)
+    digests = [source_digest(method(name)) for name in ("first", "second")]
+    assert digests[0] != digests[1]
+    load_plugins(files)  # once more, as every worker does
+    assert [source_digest(method(name)) for name in ("first", "second")] == digests
+
+
+def test_the_digest_covers_what_a_method_extends(monkeypatch):
+    before = {name: source_digest(method(name)) for name in toy.METHODS}
+    assert len(set(before.values())) == len(before)
+    getsource = protocol.inspect.getsource
+
+    def edited(module: Any) -> str:
+        return getsource(module) + ("\nedited = 1" if module.__name__ == "variants.pissa" else "")
+
+    monkeypatch.setattr(protocol.inspect, "getsource", edited)
+    after = {name: source_digest(method(name)) for name in toy.METHODS}
+    assert {name for name in before if before[name] != after[name]} == {"pissa", "milora"}
+
+
+# ---- what is left -----------------------------------------------------------------------------------------------------
+
+
+def left(p: Plan, records: Mapping[str, Record]) -> dict[tuple[str, str], tuple[int, int]]:
+    return {(t.entry.label if t.entry else "all", t.stage): (t.done, t.left) for t in p.tallies(records)}
+
+
+def test_tallies_count_what_is_done_and_what_is_left():
+    p = plan(("lora", "probe"))
+    records = by_key(*(record(run) for run in search_of(p, "lora")))
+    records |= by_key(*(record(run) for run in p.final(entry_of(p, "lora"), 5e-3)[:1]))
+    assert left(p, records) == {
+        ("lora", "search"): (3, 0),
+        ("lora", "final"): (0, 2),  # 5e-3 is not the rate that was chosen
+        ("probe", "search"): (0, 3),
+        ("probe", "final"): (0, 2),
+        ("all", "speed"): (0, 1),
+    }
+
+
+def test_runs_of_other_settings_do_not_count_as_done():
+    p = plan(("lora",))
+    records = by_key(*(record(run) for run in search_of(p, "lora")))
+    other = Plan(p.suite.model_copy(update={"training": Training(steps=400)}), p.identity, "cpu", 2)
+    assert left(other, records)["lora", "search"] == (0, 3)
+
+
+def test_a_search_that_diverged_altogether_leaves_no_final_runs():
+    p = plan(("lora",))
+    records = by_key(*(record(run, status="diverged") for run in search_of(p, "lora")))
+    assert left(p, records)["lora", "final"] == (0, 0)
+
+
+def test_other_code_or_libraries_change_every_key(monkeypatch):
+    before = protocol.harness_digest()
+    assert protocol.harness_digest() == before
+    monkeypatch.setattr(protocol, "version", lambda name: f"another {name}")
+    assert protocol.harness_digest() != before
+    p = plan(("lora",))
+    moved = Plan(p.suite, p.identity.model_copy(update={"code": "other"}), "cpu", 2)
+    assert not {key(run) for run in search_of(p, "lora")} & {key(run) for run in search_of(moved, "lora")}
