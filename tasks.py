@@ -12,13 +12,16 @@ import sys
 if sys.version_info < (3, 11):  # noqa: UP036  a clone may be started with any Python
     sys.exit(f"svdbench needs Python 3.11 or newer, this is {sys.version.split()[0]}")
 
+import contextlib
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import re
 import subprocess
 import tomllib
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -30,21 +33,37 @@ ROOT = Path(__file__).resolve().parent
 def set_up(verb: str) -> None:
     """Continues in an environment that has everything the verb needs; returns if this one does."""
     extra = "test" if verb == "test" else ""
-    if not missing_requirements(extra):
+    lacking = missing_requirements(extra)
+    if not lacking:
         return
     folder = ROOT / ".venv"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if os.environ.get("SVDBENCH_SET_UP") == str(folder):  # was started from below, after the installation
+        sys.exit(f"svdbench: {folder} still lacks {lacking[0]}: remove the folder and try again")
     stamp = folder / f".svdbench-{extra or 'core'}"
     pins = hashlib.sha256(b"".join((ROOT / f).read_bytes() for f in ("pyproject.toml", "constraints.txt"))).hexdigest()
-    if not (stamp.is_file() and stamp.read_text() == pins and python.exists()):
-        if Path(sys.prefix) != folder:
+    with one_at_a_time(ROOT / ".venv.lock"):
+        done = stamp.is_file() and stamp.read_text() == pins and python.exists() and Path(sys.prefix) != folder
+        if not done:
             print(f"setting up {folder} with the versions of constraints.txt (once, a few minutes) ...", flush=True)
-        install(folder, python, extra)
-        stamp.write_text(pins)
+            install(folder, python, extra)
+            stamp.write_text(pins)
+    os.environ["SVDBENCH_SET_UP"] = str(folder)
     arguments = [str(python), str(ROOT / "tasks.py"), *sys.argv[1:]]
     if os.name == "nt":
         sys.exit(subprocess.run(arguments, check=False).returncode)
     os.execv(python, arguments)
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Inside, no other process that asks for the same file is inside; where there are no such locks, no promise."""
+    with open(path, "w") as file:
+        if importlib.util.find_spec("fcntl"):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def missing_requirements(extra: str) -> list[str]:
@@ -70,8 +89,12 @@ def is_met(requirement: str) -> bool:
 
 def install(folder: Path, python: Path, extra: str) -> None:
     """Makes the virtual environment, if need be, and installs the project into it."""
-    if not python.exists():
-        venv.create(folder, with_pip=True, clear=True)
+    whole = python.exists() and not subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode
+    if not whole:  # absent, or left behind by a set-up that was interrupted
+        try:
+            venv.create(folder, with_pip=True, clear=True)
+        except subprocess.CalledProcessError:
+            sys.exit("svdbench: Python cannot make a virtual environment here; on Debian, install python3-venv")
     target = f"{ROOT}[{extra}]" if extra else str(ROOT)
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run([*pip, "--constraint", str(ROOT / "constraints.txt"), "--editable", target], check=False)
@@ -101,7 +124,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-console = Console(width=None if sys.stdout.isatty() else 120)
+console = Console(width=None if sys.stdout.isatty() else 120, markup=False)
 
 SuiteName = Annotated[str, typer.Argument(help="Name of a shipped suite, or a TOML file.")]
 Out = Annotated[Path | None, typer.Option(help="Results folder; default results/SUITE.")]
@@ -134,17 +157,24 @@ def compare(
     plan = make_plan(suite, parsed(changes), device, plugin)
     workers = workers or (1 if plan.device == "cuda" else cores())
     store = Store(out or Path("results") / plan.suite.name, say=console.print)
-    command = shlex.join(["python3", "tasks.py", *sys.argv[1:]])
+    program = ["svdbench"] if Path(sys.argv[0]).name == "svdbench" else ["python3", "tasks.py"]
+    command = shlex.join([*program, *sys.argv[1:]])
+    display = Display(plan.suite, console)
+    engine = LocalEngine(plan, store, workers, plugin, display.show)
+    stopped = False
     try:
-        with Display(plan.suite, console) as display:
-            engine = LocalEngine(plan, store, workers, plugin, display.show)
+        with display:
             account = engine.run()
-        export(plan, store, engine.failed.values(), command, account, workers)
     except KeyboardInterrupt:
-        console.print("stopped; the same command goes on from here")
-        raise typer.Exit(130) from None
+        stopped, account = True, engine.account
+    try:
+        if store.records or engine.failed:
+            export(plan, store, engine.failed.values(), command, account, workers)
     finally:
         store.close()
+    if stopped:
+        console.print("stopped; the same command goes on from here")
+        raise typer.Exit(130)
     print_report(store.directory)
     if account.computed:
         console.print(
@@ -173,16 +203,12 @@ def plan(
     from evaluation.estimate import estimate
     from evaluation.machine import cores
     from evaluation.session import make_plan
-    from evaluation.store import Store
+    from evaluation.store import look
 
     made = make_plan(suite, parsed(changes), device, plugin)
     workers = workers or (1 if made.device == "cuda" else cores())
     directory = out or Path("results") / made.suite.name
-    records = {}
-    if directory.is_dir():
-        store = Store(directory, say=console.print)
-        store.close()
-        records = store.records
+    records = look(directory, console.print) if (directory / "runs").is_dir() else {}
     rows, seconds = estimate(made, records, workers)
     table = Table("method", "stage", "learning rates or seeds", "runs left", "runs done", "about", box=box.SIMPLE_HEAD)
     for row in rows:
@@ -216,20 +242,16 @@ def status(directory: Annotated[Path, typer.Argument(help="A results folder.")])
     """
     from collections import Counter
 
-    from evaluation.spec import Unusable
-    from evaluation.store import Store
+    from evaluation.store import look
 
-    if not (directory / "runs").is_dir():
-        raise Unusable(f"{directory} is not a results folder: it has no runs/ in it")
-    store = Store(directory, say=console.print)
-    store.close()
+    records = look(directory, console.print)
     counts = Counter(
         (
             r.run.method.name if r.run.kind == "score" else "all",
             r.run.stage if r.run.kind == "score" else "speed",
             r.status,
         )
-        for r in store.records.values()
+        for r in records.values()
     )
     table = Table("method", "stage", "status", "runs", box=box.SIMPLE_HEAD)
     for (name, stage, state), n in sorted(counts.items()):
@@ -285,6 +307,10 @@ def test(context: typer.Context) -> None:
 
     Example: python3 tasks.py test -k stiefel
     """
+    from evaluation.spec import Unusable
+
+    if not (ROOT / "tests").is_dir():
+        raise Unusable("the tests are not installed: run this in a clone of the repository")
     arguments = context.args or ["--numprocesses", "2"]
     raise typer.Exit(subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ROOT, check=False).returncode)
 
@@ -329,9 +355,11 @@ def in_words(value: object) -> str:
 
 def print_report(directory: Path) -> None:
     """Writes the report of a results folder and prints its tables."""
+    from evaluation.store import writing
     from reports import write_report
 
-    written = write_report(directory)
+    with writing(directory):
+        written = write_report(directory)
     console.print(written.terminal())
     console.print(f"report: {directory / 'report.html'}", soft_wrap=True)
 

@@ -18,9 +18,10 @@ from evaluation.measures.parameters import parameters
 from evaluation.measures.score import score
 from evaluation.measures.speed import speed
 from evaluation.models import Base, load_base
+from evaluation.protocol import source_digest
 from evaluation.spec import Method, Record, ScoreRun, SpeedRun, Training, Unusable, key
 from evaluation.training import Classifier, Diverged, Trainer, logits, seeded
-from variants.core import Refused, Variant, attach, create, detach
+from variants.core import Refused, Variant, attach, create, detach, method
 
 
 @dataclass
@@ -43,10 +44,13 @@ class Workbench:
         return self._data[max_length].head(limit)
 
     def check_identity(self, run: ScoreRun | SpeedRun) -> None:
-        """Raises ValueError unless model and data are those whose digests the run, and so its record, carries."""
+        """Raises ValueError unless model, data and methods are those whose digests the run, and so its record, has."""
         here = self.model, self.benchmark, self.base.digest, load_benchmark(self.benchmark).digest
         if here != (run.model, run.benchmark, run.identity.model, run.identity.data):
             raise ValueError(f"{self.model} or {self.benchmark} is not, or no longer, what the run was planned for")
+        for name, planned in run.identity.methods.items():
+            if source_digest(method(name)) != planned:
+                raise ValueError(f"the code of {name} is not, or no longer, what the run was planned for")
 
     def check(self, methods: dict[str, Method], where: tuple[str, ...], training: Training) -> None:
         """Puts every method on the model and takes it off again.
@@ -54,8 +58,8 @@ class Workbench:
         Raises:
             Unusable: one of them cannot work here.
         """
-        for label, method in methods.items():
-            variant = create(method.name, method.hyperparameters)
+        for label, chosen in methods.items():
+            variant = create(chosen.name, chosen.hyperparameters)
             try:
                 attach(self.base.encoder, variant, where, dropout=training.adapter_dropout)
             except Refused as error:
@@ -117,6 +121,7 @@ def _score(run: ScoreRun, bench: Workbench, clock: Clock, measures: dict[str, An
             measures["merging"] = merging(model, variant, stock, split, run.merging, clock)
     finally:
         detach(encoder, merge=False)
+        encoder.zero_grad()  # whatever happened: the next run trains on the same parameters
         encoder.eval()  # base dropout, after a divergence
     if run.merging:
         measures["merging"]["restored"] = same_bits(encoder, stock)

@@ -156,8 +156,16 @@ def _resolved(entry: Entry) -> Entry:
 
 
 def grid(centre: float, points: int, per_decade: int) -> list[float]:
-    """``points`` rates on a log grid around ``centre``, ``per_decade`` to a factor of ten, to 3 significant digits."""
-    return [float(f"{centre * 10 ** ((i - (points - 1) / 2) / per_decade):.3g}") for i in range(points)]
+    """``points`` rates on a log grid around ``centre``, ``per_decade`` to a factor of ten, to 3 significant digits.
+
+    Raises:
+        Unusable: so many to a decade that rates coincide, or a span beyond what a number can hold.
+    """
+    exponents = [(i - (points - 1) / 2) / per_decade for i in range(points)]
+    rates = [float(f"{centre * 10**e:.3g}") for e in exponents] if max(map(abs, exponents)) < 100 else []
+    if len(set(rates)) < points or not all(0 < rate < float("inf") for rate in rates):
+        raise Unusable(f"protocol: {points} points, {per_decade} per decade, around {centre:g} are not {points} rates")
+    return rates
 
 
 def chosen_rate(search: list[ScoreRun], records: Mapping[str, Record]) -> float | None:

@@ -33,7 +33,9 @@ def make_plan(name: str, changes: dict[str, str], device: str, plugins: list[Pat
         methods={entry.method.name: source_digest(method(entry.method.name)) for entry in suite.methods},
         code=harness_digest(),
     )
-    return Plan(suite, identity, device_type, cores())
+    plan = Plan(suite, identity, device_type, cores())
+    plan.runs({})  # refuses an impossible grid now, not when work has begun
+    return plan
 
 
 def export(plan: Plan, store: Store, failed: Iterable[Record], command: str, account: Account, workers: int) -> None:
@@ -41,7 +43,7 @@ def export(plan: Plan, store: Store, failed: Iterable[Record], command: str, acc
     failures = {record.key: record for record in failed}
     known = store.records | failures
     records = [known[key(run)] for run in plan.runs(known) if key(run) in known]
-    lines = [json.dumps(r.model_dump(mode="json"), ensure_ascii=False) for r in records]
+    lines = [json.dumps(r.model_dump(mode="json")) for r in records]
     suite = {"suite": plan.suite.model_dump(mode="json"), "command": command, "versions": environment()}
     with writing(store.directory):
         replace(store.directory / "records.jsonl", "".join(line + "\n" for line in lines))

@@ -118,7 +118,7 @@ class Speed(_Frozen):
 class Suite(_Frozen):
     """A comparison: which methods, on what, how."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # also the name of its results folder
     model: str
     benchmark: str
     where: Names
@@ -222,12 +222,14 @@ def load_suite(name: str, changes: dict[str, str] | None = None) -> Suite:
         Unusable: no such suite, not TOML, an unknown key, or a value of the wrong kind; in one line.
     """
     path = Path(name) if name.endswith(".toml") else SUITES / f"{name}.toml"
-    if not path.is_file():
-        shipped = sorted(p.stem for p in SUITES.glob("*.toml"))
-        raise Unusable(f"no suite {name!r}: {suggestion(name, shipped)} (or give the path of a .toml file)")
     try:
         data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (FileNotFoundError, NotADirectoryError):
+        shipped = sorted(p.stem for p in SUITES.glob("*.toml"))
+        raise Unusable(f"no suite {name!r}: {suggestion(name, shipped)} (or give the path of a .toml file)") from None
+    except OSError as error:
+        raise Unusable(f"cannot read the suite {name!r}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Unusable(f"{path} is not a TOML file: {error}") from error
     for dotted, text in (changes or {}).items():
         _change(data, dotted, text)
@@ -245,7 +247,7 @@ def _change(data: dict[str, Any], dotted: str, text: str) -> None:
             raise Unusable(f"--set {dotted}: {parent} is not a table")
     try:
         data[last] = tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         data[last] = text  # a bare word is a string
 
 

@@ -6,21 +6,22 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
 
 from evaluation.spec import Record, Unusable, key
 
 
 class Store:
-    """The records of one results folder.
+    """The records of one results folder, open for writing.
 
     A record is written into a temporary folder first and renamed into place, so that at any moment a run is there whole
-    or not at all. Each file carries the digest of its record. One process at a time may hold the store.
+    or not at all. Each file carries the digest of its record. One process at a time may hold the store. Nothing in the
+    folder is touched whose name is not that of a run.
 
     Args:
         directory: the results folder; made if it is missing.
@@ -41,9 +42,14 @@ class Store:
                 raise Unusable(
                     f"{directory} is in use by another svdbench: wait for it, or give another --out"
                 ) from None
-            for left in (directory / "runs").glob(".*"):
-                shutil.rmtree(left)  # begun by a process that was killed
-        self.records = {r.key: r for r in map(self._read, sorted((directory / "runs").iterdir())) if r}
+            for left in run_folders(directory, begun=True):
+                shutil.rmtree(left)  # by a process that was killed
+        self.records: dict[str, Record] = {}
+        for folder in run_folders(directory):
+            try:
+                self.records[folder.name] = read(folder)
+            except Damaged as damage:
+                self._set_aside(folder, str(damage))
 
     def close(self) -> None:
         self._lock.release()
@@ -68,17 +74,6 @@ class Store:
                 raise
         self.records[record.key] = record
 
-    def _read(self, folder: Path) -> Record | None:
-        try:
-            text = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-            record = Record.model_validate(text["record"])
-            if digest(text["record"]) != text["sha256"] or not record.key == folder.name == key(record.run):
-                raise ValueError("its digest or key does not fit")
-        except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-            self._set_aside(folder, str(error).splitlines()[0])
-            return None
-        return record
-
     def _set_aside(self, folder: Path, why: str) -> None:
         place = self.directory / "damaged"
         with writing(self.directory):
@@ -88,6 +83,49 @@ class Store:
             )
             folder.rename(target)
         self.say(f"damaged record {folder.name} ({why}): set aside as {target}, its run is done again")
+
+
+class Damaged(ValueError):
+    """A record's file is not what was written."""
+
+
+def run_folders(directory: Path, begun: bool = False) -> list[Path]:
+    """The folders of finished runs, or of those that were only begun."""
+    pattern = r"\.[0-9a-f]{16}" if begun else r"[0-9a-f]{16}"
+    return sorted(path for path in (directory / "runs").iterdir() if re.fullmatch(pattern, path.name))
+
+
+def read(folder: Path) -> Record:
+    """The record in a run's folder.
+
+    Raises:
+        Damaged: with the reason.
+    """
+    try:
+        text = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        record = Record.model_validate(text["record"])
+        if digest(text["record"]) != text["sha256"] or not record.key == folder.name == key(record.run):
+            raise Damaged("its digest or key does not fit")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Damaged(str(error).splitlines()[0]) from error
+    return record
+
+
+def look(directory: Path, say: Callable[[str], None] = print) -> dict[str, Record]:
+    """The records of a results folder without holding it or changing anything; damaged ones are named.
+
+    Raises:
+        Unusable: it is not a results folder.
+    """
+    if not (directory / "runs").is_dir():
+        raise Unusable(f"{directory} is not a results folder: it has no runs/ in it")
+    records = {}
+    for folder in run_folders(directory):
+        try:
+            records[folder.name] = read(folder)
+        except Damaged as damage:
+            say(f"damaged record {folder.name} ({damage})")
+    return records
 
 
 def digest(body: object) -> str:

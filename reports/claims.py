@@ -91,6 +91,9 @@ def _mixed_sources(results: Results) -> str:
     for name in ("model", "data"):
         if len({str(record["run"].get("identity", {}).get(name)) for record in results.records}) > 1:
             return f"Careful: the records come from more than one version of the {name}."
+    for name in ("cpu", "gpu"):
+        if len({str(record.get("environment", {}).get(name)) for record in results.records}) > 1:
+            return f"Careful: the records come from machines with more than one {name.upper()}."
     return ""
 
 

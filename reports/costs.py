@@ -57,6 +57,8 @@ def _merging_rows(results: Results, label: str) -> list[tuple[Cell, ...]]:
 def _merge_remark(merge: Json) -> str:
     if not merge.get("mergeable", True):
         return "cannot be merged"
+    if overflowed := [dtype for dtype, values in merge.get("dtypes", {}).items() if values.get("overflow")]:
+        return f"{' and '.join(overflowed)} cannot hold the weights"
     errors = [values.get("error") for values in merge.get("dtypes", {}).values()]
     return "does not change the base" if errors and all(error is None for error in errors) else ""
 

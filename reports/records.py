@@ -81,6 +81,10 @@ class Results:
         scores = {run.seed: run.score(measure) for run in self.of(label, "final")}
         return {seed: score for seed, score in scores.items() if score is not None}
 
+    def diverged_seeds(self, label: str) -> int:
+        """How many of a method's final runs diverged; they have no score, and the mean leaves them out."""
+        return sum(run.status == "diverged" for run in self.of(label, "final"))
+
     def chosen_lr(self, label: str) -> float | None:
         """The learning rate of the final runs; None while there are none."""
         finals = self.of(label, "final")
@@ -137,7 +141,7 @@ def _json_object(path: Path) -> dict[str, Any]:
 def _records(path: Path) -> list[dict[str, Any]]:
     """One record a key, the last one written: a failed run is computed again and then stands twice."""
     records: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         record = _parse(line, f"{path}, line {number},")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from reports import statistics
@@ -23,8 +24,9 @@ from reports.table import (
 )
 
 POINTS, MEBI = 100.0, 1 / 2**20
-EDGE, UNPAIRED = "†", "‡"
+EDGE, UNPAIRED, LOST = "†", "‡", "§"
 EDGE_NOTE = "On the edge of its searched grid: a wider grid may find a better rate."
+LOST_NOTE = "Some seeds diverged: the mean is over the others, and no claim of being better rests on it."
 UNPAIRED_NOTE = "Fewer than two seeds in common with the baseline: no interval."
 METHOD = Column("method", "method", text, align="left", place="terminal")
 
@@ -61,7 +63,7 @@ def main_table(results: Results) -> Table:
         )
         for label in results.labels
     )
-    notes = ((EDGE, EDGE_NOTE), (UNPAIRED, UNPAIRED_NOTE))
+    notes = ((EDGE, EDGE_NOTE), (UNPAIRED, UNPAIRED_NOTE), (LOST, LOST_NOTE))
     family = sum(comparison.difference is not None for comparison in against.values())
     return Table("main", "Results", main_caption(results, best, family), columns, rows, notes)
 
@@ -90,7 +92,8 @@ def mean_cell(results: Results, label: str, measure: Measure, best: bool = False
         return EMPTY
     resolution = results.resolution if measure == "accuracy" else 0.0
     estimate = statistics.mean_interval(list(outcomes.values()), resolution=resolution)
-    return Cell(estimate.mean, estimate.low, estimate.high, best=best)
+    mark = LOST if results.diverged_seeds(label) else ""
+    return Cell(estimate.mean, estimate.low, estimate.high, mark=mark, best=best)
 
 
 def _comparison(results: Results, label: str, against: dict[str, statistics.Comparison]) -> tuple[Cell, Cell]:
@@ -115,16 +118,24 @@ def interval_cell(interval: Json | None) -> Cell:
 
 
 def comparisons(results: Results, reference: str) -> dict[str, statistics.Comparison]:
-    """Every method's accuracy against one of them, paired by seed, Holm-corrected."""
+    """Every method's accuracy against one of them, paired by seed, Holm-corrected.
+
+    A method of which some seeds diverged is judged by the seeds that survived; it may be worse, never better.
+    """
     outcomes = {label: results.outcomes(label) for label in results.labels}
-    return statistics.compare_with(outcomes, reference, resolution=results.resolution)
+    found = statistics.compare_with(outcomes, reference, resolution=results.resolution)
+    for label, comparison in found.items():
+        if comparison.verdict == "better" and results.diverged_seeds(label):
+            found[label] = replace(comparison, verdict="not separated")
+    return found
 
 
 def best_method(results: Results) -> str | None:
     """The only method that may be set in bold. One that always diverged competes no more; one not yet run does."""
     lost = {label for label in results.labels if _all_diverged(results.of(label, "final"))}
     outcomes = {label: results.outcomes(label) for label in results.labels if label not in lost}
-    return statistics.best_beyond_interval(outcomes, resolution=results.resolution)
+    best = statistics.best_beyond_interval(outcomes, resolution=results.resolution)
+    return None if best is None or results.diverged_seeds(best) else best
 
 
 def _all_diverged(runs: Iterable[ScoreRun]) -> bool:

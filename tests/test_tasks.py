@@ -162,3 +162,11 @@ def test_plan_says_what_would_run_and_runs_nothing(verb: Callable[..., Said], su
     assert "0.00281, 0.00889" in done.stdout
     assert "about" in done.stdout
     assert not (tmp_path / "r").exists()
+
+
+def test_an_installation_that_changes_nothing_ends_with_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A requirement that stays unmet must not start the program again and again."""
+    monkeypatch.setattr(tasks, "missing_requirements", lambda _: ["torch>=99"])
+    monkeypatch.setenv("SVDBENCH_SET_UP", str(ROOT / ".venv"))
+    with pytest.raises(SystemExit, match="still lacks torch>=99: remove the folder"):
+        tasks.set_up("compare")

@@ -91,8 +91,8 @@ class LocalEngine:
                 self._loop()
             finally:
                 self._close()
-            self.account.wall = time.perf_counter() - self.began
-            self.account.slots += self.account.wall * self.workers
+                self.account.wall = time.perf_counter() - self.began
+                self.account.slots += self.account.wall * self.workers
         return self.account
 
     # ---- scheduling -------------------------------------------------------------------------------------------------
@@ -284,6 +284,8 @@ def _check(methods: dict[str, Method], where: tuple[str, ...], training: Trainin
         _workbench().check(methods, where, training)
     except Unusable as problem:
         return str(problem)
+    except Exception as error:  # a method's own code, on this model: anything may come
+        return f"the methods cannot be tried on the model: {type(error).__name__}: {' '.join(str(error).split())}"
     return None
 
 

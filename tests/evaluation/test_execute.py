@@ -226,7 +226,7 @@ def test_divergence_is_a_result_and_reaches_nobody(monkeypatch, name, training):
         assert content(execute(second, bench)) == alone(monkeypatch, second)
 
 
-def test_a_gradient_left_on_the_base_is_caught(monkeypatch):
+def test_a_gradient_left_on_the_base_does_not_reach_the_next_run(monkeypatch):
     step = Trainer.step
 
     def careless(self: Trainer, batch: Any) -> float:
@@ -238,7 +238,7 @@ def test_a_gradient_left_on_the_base_is_caught(monkeypatch):
             raise
 
     monkeypatch.setattr(Trainer, "step", careless)
-    assert not unaffected(monkeypatch, toy.run("full", lr=1e30), toy.run("full"))
+    assert unaffected(monkeypatch, toy.run("full", lr=1e30), toy.run("full"))
 
 
 def test_outputs_that_are_not_finite_are_a_divergence(monkeypatch):

@@ -143,7 +143,7 @@ def test_a_closed_form_that_disagrees_is_refused(monkeypatch):
 def slow_f1(gold: list[int], predicted: list[int]) -> float:
     """By precision and recall, class by class."""
     found = []
-    for c in sorted({*gold, *predicted}):
+    for c in sorted(set(gold)):
         true = sum(g == p == c for g, p in zip(gold, predicted, strict=True))
         precision = true / predicted.count(c) if c in predicted else 0.0
         recall = true / gold.count(c) if c in gold else 0.0

@@ -333,7 +333,7 @@ def test_the_digest_covers_what_a_method_extends(monkeypatch):
     assert {name for name in before if before[name] != after[name]} == {"pissa", "milora"}
 
 
-# ---- what is left -----------------------------------------------------------------------------------------------------
+# ---- what is left ---------------------------------------------------------------------------------------------------
 
 
 def left(p: Plan, records: Mapping[str, Record]) -> dict[tuple[str, str], tuple[int, int]]:
@@ -374,3 +374,9 @@ def test_other_code_or_libraries_change_every_key(monkeypatch):
     p = plan(("lora",))
     moved = Plan(p.suite, p.identity.model_copy(update={"code": "other"}), "cpu", 2)
     assert not {key(run) for run in search_of(p, "lora")} & {key(run) for run in search_of(moved, "lora")}
+
+
+@pytest.mark.parametrize(("points", "per_decade"), [(6, 100_000), (700, 1)])
+def test_a_grid_without_that_many_rates_is_refused(points, per_decade):
+    with pytest.raises(Unusable, match=f"{points} points, {per_decade} per decade"):
+        grid(5e-3, points, per_decade)

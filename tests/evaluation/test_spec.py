@@ -233,7 +233,8 @@ def test_methods_that_cannot_be_used(tmp_path, methods, said):
         ("rnk = 3", "lora has no hyperparameter 'rnk': did you mean rank?"),
         ("rank = 'big'", "lora: rank is a whole number"),
         ("alpha = -1", "lora: alpha is a positive number"),
-        ("alpha = nan", "lora: alpha is a positive number"),
+        ("alpha = nan", "lora: alpha is a number, not nan"),
+        ("rank = true", "lora: rank is a whole number, not True"),
     ],
 )
 def test_hyperparameters_that_cannot_be_used(tmp_path, inside, said):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.spec import Identity, Method, Record, ScoreRun, Training, Unusable, key
-from evaluation.store import Store
+from evaluation.store import Store, look
 
 
 def record(seed: int, accuracy: float = 0.5) -> Record:
@@ -143,3 +143,32 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     with pytest.raises(Unusable, match="cannot write to"):
         Store(tmp_path / "file" / "results")
+
+
+def test_what_is_not_a_run_is_left_alone(tmp_path: Path) -> None:
+    """``runs`` is a common name for a folder: somebody else's things may lie in it."""
+    for name in (".DS_Store", ".hidden", "experiment-1", "0123456789ABCDEF"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    opened(tmp_path)
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [
+        ".DS_Store",
+        ".hidden",
+        "0123456789ABCDEF",
+        "experiment-1",
+    ]
+
+
+def test_looking_changes_nothing_and_needs_no_lock(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    good, bad = record(1), record(2)
+    store.put(good)
+    store.put(bad)
+    truncate(tmp_path / "runs" / bad.key / "record.json")
+    said: list[str] = []
+    assert look(tmp_path, said.append) == {good.key: good}
+    assert len(said) == 1
+    assert bad.key in said[0]
+    assert (tmp_path / "runs" / bad.key).is_dir()
+    store.close()
+    with pytest.raises(Unusable, match="not a results folder"):
+        look(tmp_path / "nowhere")

@@ -55,10 +55,11 @@ def test_an_unknown_hyperparameter_names_its_neighbours() -> None:
     ("wrong", "message"),
     [
         ({"rank": 0}, "rank is a whole number from 1, not 0"),
-        ({"rank": 2.5}, "rank is a whole number from 1, not 2.5"),
+        ({"rank": 2.5}, "rank is a whole number, not 2.5"),
         ({"alpha": 0}, "alpha is a positive number, not 0"),
         ({"alpha": -1.0}, "alpha is a positive number"),
-        ({"alpha": float("nan")}, "alpha is a positive number"),
+        ({"alpha": float("nan")}, "alpha is a number, not nan"),
+        ({"rank": True}, "rank is a whole number, not True"),
         ({"alpha": "much"}, "lora: "),
     ],
 )

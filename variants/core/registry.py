@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from variants.core.interface import Variant
 
@@ -63,13 +65,40 @@ def create(name: str, hyperparameters: dict[str, Any] | None = None) -> Variant:
     """
     cls = method(name)
     fields = [f.name for f in dataclasses.fields(cls)]
-    for key in hyperparameters or {}:
+    hints = get_type_hints(cls)
+    hyperparameters = hyperparameters or {}
+    for key in hyperparameters:
         if key not in fields:
             raise UnknownHyperparameter(f"{name} has no hyperparameter {key!r}: {suggestion(key, fields)}")
+        wanted = hints[key]
+        if not accepts(hyperparameters[key], wanted):
+            raise UnknownHyperparameter(f"{name}: {key} is {in_words(wanted)}, not {hyperparameters[key]!r}")
     try:
-        return cls(**(hyperparameters or {}))
+        return cls(**hyperparameters)
     except (TypeError, ValueError) as error:
         raise UnknownHyperparameter(f"{name}: {error}") from error
+
+
+def accepts(value: Any, hint: Any) -> bool:
+    """Whether a value from a file fits a field's type. A truth value is no number; a whole number is a float."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(accepts(value, option) for option in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if not isinstance(hint, type):
+        return True
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def in_words(hint: Any) -> str:
+    """A field's type as people say it."""
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(in_words(option) for option in get_args(hint) if option is not type(None))
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(hint, str(hint))
 
 
 def suggestion(word: str, known: list[str]) -> str:
