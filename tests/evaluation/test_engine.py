@@ -54,11 +54,11 @@ def test_a_killed_suite_goes_on_where_it_was(reference: tuple[Path, Path], tmp_p
     arguments = command("compare", reference[0], "--out", tmp_path, "--workers", "2")
     with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
-        while len(list(tmp_path.glob("runs/*/record.json"))) < 3 and time.monotonic() < deadline:
+        while len(list(tmp_path.glob("runs/[0-9a-f]*/record.json"))) < 3 and time.monotonic() < deadline:
             time.sleep(0.02)
         workers = children(process.pid)
         process.send_signal(signal.SIGKILL)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/record.json")}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/[0-9a-f]*/record.json")}
     assert 3 <= len(before) < 13, "the kill came too early or too late to test anything"
     assert len(workers) >= 2
     gone(workers)
@@ -99,7 +99,7 @@ def test_a_finished_suite_only_prints_its_report(reference: tuple[Path, Path]) -
 def test_a_damaged_record_is_named_and_done_again(reference: tuple[Path, Path]) -> None:
     suite, results = reference
     expected = measured(results)
-    victim = sorted(results.glob("runs/*/record.json"))[0]
+    victim = sorted(results.glob("runs/[0-9a-f]*/record.json"))[0]
     victim.write_text(victim.read_text()[:200])
     again = svdbench("compare", suite, "--out", results)
     assert again.returncode == 0, again.stderr
@@ -142,7 +142,7 @@ def test_a_crashing_method_does_not_take_the_others_along(model: Path, tmp_path:
     assert sorted(status) == sorted(
         [("crashing", "failed")] * 2 + [(name, "done") for name in ("lora", "pissa", "probe") for _ in range(4)]
     )
-    assert len(list(results.glob("runs/*/record.json"))) == 12, "a failed run is not stored, so that it is tried again"
+    assert len(list(results.glob("runs/[0-9a-f]*/record.json"))) == 12, "a failed run is not stored, so that it is tried again"
     assert ("worker process died" if violent else "deliberate") in done.stdout
 
 
