@@ -142,7 +142,8 @@ def test_a_crashing_method_does_not_take_the_others_along(model: Path, tmp_path:
     assert sorted(status) == sorted(
         [("crashing", "failed")] * 2 + [(name, "done") for name in ("lora", "pissa", "probe") for _ in range(4)]
     )
-    assert len(list(results.glob("runs/[0-9a-f]*/record.json"))) == 12, "a failed run is not stored, so that it is tried again"
+    stored = list(results.glob("runs/[0-9a-f]*/record.json"))
+    assert len(stored) == 12, "a failed run is not stored, so that it is tried again"
     assert ("worker process died" if violent else "deliberate") in done.stdout
 
 
