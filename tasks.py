@@ -149,10 +149,10 @@ def compare(
 
     Example: python3 tasks.py compare quick
     """
+    from evaluation.comparison import export, make_plan
     from evaluation.display import Display, duration
     from evaluation.engines.local import LocalEngine
     from evaluation.machine import cores
-    from evaluation.session import export, make_plan
     from evaluation.store import Store
 
     plan = make_plan(suite, parsed(changes), device, plugin)
@@ -200,10 +200,10 @@ def plan(
 
     Example: python3 tasks.py plan quick --set protocol.seeds=5
     """
+    from evaluation.comparison import make_plan
     from evaluation.display import duration
     from evaluation.estimate import estimate
     from evaluation.machine import cores
-    from evaluation.session import make_plan
     from evaluation.store import look
 
     made = make_plan(suite, parsed(changes), device, plugin)

@@ -48,7 +48,7 @@ class Progress:
 
 @dataclass
 class Account:
-    """What a session's time went to. Seconds are summed over the worker slots that the phase had."""
+    """What the time went to. Seconds are summed over the worker slots that the phase had."""
 
     wall: float = 0.0
     slots: float = 0.0
