@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -412,7 +413,9 @@ def test_bfloat16_is_close_to_float32(method):
 
 
 def test_penalties_are_computed_in_full_precision():
-    trainer(Exact(rank=2), precision="bfloat16").step(batches(1)[0])
+    with mock.patch.object(Exact, "penalty", autospec=True, side_effect=Exact.penalty) as penalty:  # holds the check
+        trainer(Exact(rank=2), precision="bfloat16").step(batches(1)[0])
+    penalty.assert_called_once()
 
 
 def moved(t: Trainer) -> Trainer:
