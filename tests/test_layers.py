@@ -42,7 +42,8 @@ def _allowed(path: str, module: str) -> bool:
         return False
     if path.startswith("variants/core/"):
         inside = module == "variants" or module.startswith("variants.core")
-        extra = {"transformers"} if path == "variants/core/conv1d.py" else set()
+        hosted = path in ("variants/core/conv1d.py", "variants/core/cases.py")  # Conv1D, and layers to try it on
+        extra = {"transformers"} if hosted else set()
         return inside if top == "variants" else top in TENSORS | extra or top in sys.stdlib_module_names
     if path.startswith("variants/"):
         return top == "variants" or top in TENSORS or top in sys.stdlib_module_names

@@ -1,12 +1,8 @@
 """Every method, one file each. Importing this package registers them all."""
 
-from variants import (
-    dora as dora,
-    full as full,
-    lora as lora,
-    lora_xs as lora_xs,
-    milora as milora,
-    pissa as pissa,
-    probe as probe,
-    stiefel as stiefel,
-)
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__):
+    if not _module.ispkg:
+        importlib.import_module(f"{__name__}.{_module.name}")

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from variants.core import Init, LoRAPair, Tensors, project, register
-from variants.core.interface import FrozenProduct
+from variants.core import FrozenProduct, Init, LoRAPair, Tensors, project, register
 from variants.lora import LoRA
 
 

@@ -12,6 +12,7 @@ from variants.core import Variant, register
 class Full(Variant):
     """Trains the base in place; merging has nothing to do."""
 
+    trains = "base"
     lr_ratio = 0.1  # LoRA's best rate is about 10 times full fine-tuning's ("LoRA Without Regret", 2025)
 
     def parameter_count(self, out: int, in_: int) -> int:

@@ -12,7 +12,7 @@ from variants.core import Variant, register
 class Probe(Variant):
     """Trains nothing on the base; its learning rate is the head's."""
 
-    head_only = True
+    trains = "head"
 
     def parameter_count(self, out: int, in_: int) -> int:
         return 0

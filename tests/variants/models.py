@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2Model
 
 import variants  # noqa: F401  registers the methods
-from tests.variants.laws import Layer, conv1d, linear
-from variants.core import Init, LoRAPair, Tensors, Variant, create, method, names, project
-from variants.core.host import hosts
+from variants.core import Init, LoRAPair, Tensors, Variant, create, method, project
+from variants.core.cases import Layer, conv1d, linear
+from variants.core.host import Host, hosts
 from variants.core.interface import FrozenProduct
 from variants.lora import LoRA
 from variants.pissa import PiSSA
@@ -163,9 +163,17 @@ class RandomStart(PiSSA):
 
 
 LAYERS = [linear, conv1d]
-EVERY = [create(name, {"rank": 2} if method(name).layerwise() else {}) for name in names()]
-LAYERWISE = [variant for variant in EVERY if variant.layerwise()]
+# One method of every kind of mechanism that a host has to do with; the conformance suite tries all methods.
+KINDS = ("lora", "dora", "pissa", "lora_xs", "stiefel", "svf", "hra", "ia3", "vera", "full", "bitfit", "probe")
+EVERY = [create(name, {method(name).size: 2} if method(name).size else {}) for name in KINDS]
+LAYERWISE = [variant for variant in EVERY if variant.trains == "layers"]
 DTYPES = [torch.float32, torch.bfloat16]
+
+
+def host_of(model: nn.Module) -> Host:
+    """The one adapted layer of a model."""
+    (host,) = hosts(model).values()
+    return host
 
 
 def by_name(variant: Variant) -> str:

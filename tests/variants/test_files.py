@@ -8,7 +8,6 @@ import pickle
 import pytest
 import torch
 
-from tests.variants.laws import Layer, close, move, same_bits
 from tests.variants.models import (
     EVERY,
     LAYERS,
@@ -31,6 +30,7 @@ from variants.core import (
     load_adapter_state,
     trainable_parameters,
 )
+from variants.core.cases import Layer, close, move, same_bits
 from variants.lora import LoRA
 from variants.pissa import PiSSA
 

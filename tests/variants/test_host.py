@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tests.variants.laws import Layer, close, conv1d, gap, linear, move, same_bits
 from tests.variants.models import (
     LAYERS,
     LAYERWISE,
@@ -37,6 +36,7 @@ from variants.core import (
     trainable_parameters,
 )
 from variants.core.attach import layer_rng
+from variants.core.cases import Layer, close, conv1d, gap, linear, move, same_bits
 from variants.core.host import HOSTS, HostLinear, hosts
 from variants.lora import LoRA
 from variants.pissa import PiSSA
@@ -199,9 +199,9 @@ def test_dropout_is_on_the_adapter_branch_only(variant: Variant, layer: Layer) -
     torch.manual_seed(7)
     seen = F.dropout(x, 0.5)
     assert not torch.equal(seen, x)
-    close(got, x @ W.T + seen @ (effective - W).T + model["layer"].bias, 1e-10, "training")
+    close(got, x @ W.T + seen @ (effective - W).T + hosts(model)["layer"].effective_bias(), 1e-10, "training")
     state = torch.get_rng_state()
-    close(model.eval()["layer"](x), F.linear(x, effective, model["layer"].bias), 1e-10, "evaluation")
+    close(model.eval()["layer"](x), F.linear(x, effective, hosts(model)["layer"].effective_bias()), 1e-10, "evaluation")
     assert torch.equal(torch.get_rng_state(), state), "evaluation draws nothing"
 
 

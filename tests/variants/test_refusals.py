@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn.utils import prune
 from transformers import GPT2LMHeadModel
 
-from tests.variants.laws import move, same_bits
 from tests.variants.models import (
     WIDTH,
     BiasToo,
@@ -33,6 +32,7 @@ from variants.core import (
     merged,
     rows,
 )
+from variants.core.cases import move, same_bits
 from variants.lora import LoRA
 from variants.pissa import PiSSA
 

@@ -40,7 +40,7 @@ def test_create_takes_hyperparameters() -> None:
 def test_an_unknown_method_names_its_neighbours() -> None:
     with pytest.raises(UnknownMethod, match=r"unknown method 'lorra': did you mean lora"):
         create("lorra")
-    with pytest.raises(UnknownMethod, match=r"known: dora, .*stiefel"):
+    with pytest.raises(UnknownMethod, match=r"known: adalora, .*stiefel"):
         method("zzzzzz")
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.variants.laws import Layer, close, move, same_bits
 from tests.variants.models import (
     DTYPES,
     EVERY,
@@ -31,6 +30,7 @@ from variants.core import (
     merged,
     trainable_parameters,
 )
+from variants.core.cases import Layer, close, move, same_bits
 from variants.core.host import HostLinear, hosts
 from variants.lora import LoRA
 from variants.pissa import PiSSA

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.variants.laws import Layer, close, conv1d, linear, move, same_bits
 from tests.variants.models import (
     LAYERS,
     LAYERWISE,
@@ -34,6 +33,7 @@ from variants.core import (
     merged,
     rows,
 )
+from variants.core.cases import Layer, close, conv1d, linear, move, same_bits
 from variants.core.host import hosts
 from variants.lora import LoRA
 from variants.pissa import PiSSA
@@ -56,7 +56,7 @@ def four(layer: Layer = linear) -> tuple[nn.ModuleDict, Tensor, dict[str, Tensor
         attach(model, variant, "layer", seed, name=name)
     move(model)
     host = hosts(model)["layer"]
-    deltas = {name: ORACLES[name](W, host.carried(name).tensors(), 1.5).detach() - W for name in FOUR}
+    deltas = {name: ORACLES[name](W, host.carried(name).tensors(), FOUR[name]).detach() - W for name in FOUR}
     return model, W, deltas
 
 
@@ -114,7 +114,9 @@ def test_gradients_together(layer: Layer) -> None:
         for name in weights
     }
     z = x.detach().clone().requires_grad_()
-    dense = W + sum((w * (ORACLES[name](W, t[name], 1.5) - W) for name, w in weights.items()), torch.zeros_like(W))
+    dense = W + sum(
+        (w * (ORACLES[name](W, t[name], FOUR[name]) - W) for name, w in weights.items()), torch.zeros_like(W)
+    )
     F.linear(z, dense, model["layer"].bias.detach()).square().sum().backward()
     close(x.grad, z.grad, 1e-10, "x")
     for name in weights:

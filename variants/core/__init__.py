@@ -3,6 +3,8 @@
 from variants.core.attach import attach as attach, detach as detach
 from variants.core.host import HOSTS as HOSTS
 from variants.core.interface import (
+    STATISTICS as STATISTICS,
+    FrozenProduct as FrozenProduct,
     Init as Init,
     LayerState as LayerState,
     LoRAPair as LoRAPair,
@@ -10,9 +12,9 @@ from variants.core.interface import (
     States as States,
     Tensors as Tensors,
     Variant as Variant,
-    check_rank as check_rank,
     project as project,
 )
+from variants.core.lowrank import LowRank as LowRank
 from variants.core.registry import (
     UnknownHyperparameter as UnknownHyperparameter,
     UnknownMethod as UnknownMethod,

@@ -18,7 +18,7 @@ from variants.core.attachment import (
     required_unmerged,
     start,
 )
-from variants.core.host import Adapter, Host, Switch, host_class, hosts
+from variants.core.host import Adapter, Host, Shared, Switch, host_class, hosts, own
 from variants.core.interface import Init, Refused, Tensors, Variant
 from variants.core.linalg import full_precision, raised
 from variants.core.targets import matching_layers
@@ -54,13 +54,12 @@ def attach(
     _check_name(model, variant, name)
     if not 0.0 <= dropout < 1.0:
         raise Refused(f"dropout is a probability from 0 to below 1, not {dropout}")
-    paths = matching_layers(model, where) if variant.layerwise() else []
-    stats = {} if stats is None else stats
-    missing = [f"{need} of {path}" for path in paths for need in variant.needs if need not in stats.get(path, {})]
-    if missing:
-        raise Refused(f"{variant.name} needs statistics that were not given: {', '.join(missing[:3])}")
-    inits = {path: _init(model, variant, path, seed, stats.get(path)) for path in paths}
-    adapters = {path: Adapter(variant, init, dropout, _device(model, path)) for path, init in inits.items()}
+    chosen = _chosen(model, variant, where, stats or {})
+    inits = {path: _init(model, local, path, seed, (stats or {}).get(path)) for path, local in chosen.items()}
+    shared = _shared(model, variant, list(chosen), seed)
+    adapters = {
+        path: Adapter(chosen[path], init, shared, dropout, _device(model, path)) for path, init in inits.items()
+    }
     for path, adapter in adapters.items():
         module = model.get_submodule(path)
         _check_company(path, module)
@@ -80,7 +79,7 @@ def attach(
             parameter.requires_grad_(True)
     record.variants[name] = variant
     record.switch.active = {name: 1.0}
-    return paths
+    return list(adapters)
 
 
 def detach(model: nn.Module, *, merge: bool, name: str | None = None) -> None:
@@ -100,13 +99,13 @@ def detach(model: nn.Module, *, merge: bool, name: str | None = None) -> None:
     if name is not None:
         check_known(record, [name])
     if merge:
-        weights = {path: host.effective_weight() for path, host in hosts(model).items()}
+        merged = {path: (host.effective_weight(), host.effective_bias()) for path, host in hosts(model).items()}
     last = name is None or set(record.variants) == {name}
     for path, host in hosts(model).items():
         if merge or last or _carries(host, name):
             host.unrebase()
         if merge:
-            host.store(weights[path])
+            host.store(*merged[path])
         if name is not None and _carries(host, name):
             del host.adapter[name]
         if last or not len(host.adapter):
@@ -121,7 +120,7 @@ def detach(model: nn.Module, *, merge: bool, name: str | None = None) -> None:
 
 def _stands_alone(variant: Variant, record: Attachment) -> bool:
     """Whether a method cannot share the base: it has no tensors to switch, or changes the base for all the others."""
-    return not variant.layerwise() or any(variant.trains_base(path) for path in record.requires_grad)
+    return variant.trains != "layers" or any(variant.trains_base(path) for path in record.requires_grad)
 
 
 def _check_name(model: nn.Module, variant: Variant, name: str) -> None:
@@ -143,19 +142,62 @@ def _check_name(model: nn.Module, variant: Variant, name: str) -> None:
         raise Refused(f"{loners[0].name} trains the model itself, or nothing of it: it cannot live beside an adapter")
 
 
-@full_precision
-def _init(model: nn.Module, variant: Variant, path: str, seed: int, stats: Tensors | None) -> Init:
+def _chosen(
+    model: nn.Module, variant: Variant, where: str | Sequence[str], stats: Mapping[str, Tensors]
+) -> dict[str, Variant]:
+    """The layers that get an adapter, in model order, each with the method as it is there."""
+    if variant.trains == "base" and not any(variant.trains_base(path) for path, _ in model.named_parameters()):
+        raise Refused(f"{variant.name} finds nothing in this model which it could train")
+    paths = matching_layers(model, where) if variant.trains == "layers" else []
+    missing = [f"{need} of {path}" for path in paths for need in variant.needs if need not in stats.get(path, {})]
+    if missing:
+        raise Refused(f"{variant.name} needs statistics that were not given: {', '.join(missing[:3])}")
+    shapes = {path: _shape(model, path) for path in paths}
+    allotted = variant.allot(shapes, {path: stats[path] for path in paths if path in stats})
+    chosen = {path: allotted[path] for path in paths if path in allotted}
+    if paths and not chosen:
+        raise Refused(f"{variant.name} leaves out every layer that was chosen: nothing would be trained")
+    for path, local in chosen.items():
+        try:
+            local.check(*shapes[path])
+        except Refused as error:
+            raise Refused(f"{variant.name} on {path}: {error}") from error
+    return chosen
+
+
+def _dense(model: nn.Module, path: str) -> Tensor:  # shape: (out, in)
     module = model.get_submodule(path)
+    if isinstance(module, Host):
+        return module.original_dense().detach()
     cls = host_class(type(module))
     assert cls is not None
     plain = cast(Host, module)  # for `oriented`, which is a function of the layout alone
-    stored = module.original_dense() if isinstance(module, Host) else cls.oriented(plain, plain.weight)
+    return cls.oriented(plain, plain.weight).detach()
+
+
+def _shape(model: nn.Module, path: str) -> tuple[int, int]:
+    out, in_ = _dense(model, path).shape
+    return out, in_
+
+
+@full_precision
+def _init(model: nn.Module, variant: Variant, path: str, seed: int, stats: Tensors | None) -> Init:
     # On the CPU whatever the device, so that one seed means the same start everywhere. Cloned: init owns its input.
-    W = raised(stored.detach()).to("cpu", copy=True)
+    W = raised(_dense(model, path)).to("cpu", copy=True)
+    own_stats = None if stats is None else {need: stats[need].to("cpu", W.dtype, copy=True) for need in variant.needs}
     try:
-        return variant.init(W, layer_rng(seed, path), stats)
+        return variant.init(W, layer_rng(seed, path), own_stats)
     except Refused as error:
         raise Refused(f"{variant.name} on {path}: {error}") from error
+
+
+def _shared(model: nn.Module, variant: Variant, paths: list[str], seed: int) -> Shared:
+    """The tensors which the adapter's layers have in common, drawn from the seed alone."""
+    if not paths:
+        return Shared({})
+    dtype = raised(_dense(model, paths[0])).dtype
+    drawn = variant.shared([_shape(model, path) for path in paths], layer_rng(seed, ""))
+    return Shared({name: own(tensor.to(dtype), _device(model, paths[0])) for name, tensor in drawn.items()})
 
 
 def layer_rng(seed: int, path: str) -> torch.Generator:

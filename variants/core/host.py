@@ -33,12 +33,25 @@ class Switch:
     merged: bool = False
 
 
+class Shared(nn.Module):
+    """Frozen tensors which an adapter's layers have in common: one module, a child of each, so that they are moved,
+    copied and stored once."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor.detach().contiguous())
+
+
 class Adapter(nn.Module):
     """The tensors of one adapter on one layer, and how they enter the product."""
 
-    def __init__(self, variant: Variant, init: Init, dropout: float, device: torch.device) -> None:
+    shared: Shared
+
+    def __init__(self, variant: Variant, init: Init, shared: Shared, dropout: float, device: torch.device) -> None:
         super().__init__()
         self.variant = variant
+        self.shared = shared
         self.dropout = dropout
         self.rebased = False  # True: the layer's weight is init.base, and weight() is meant on it
         self.pair_form = False  # True: used as the exact low-rank pair on the original weight
@@ -47,9 +60,21 @@ class Adapter(nn.Module):
         for name, tensor in init.frozen.items():
             self.register_buffer(name, own(tensor, device))
 
-    def tensors(self) -> dict[str, Tensor]:
+    def own_tensors(self) -> dict[str, Tensor]:
+        """The tensors of this layer alone, trained and frozen."""
         both: dict[str, Tensor | None] = {**self._parameters, **self._buffers}
         return {name: tensor for name, tensor in both.items() if tensor is not None}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the method calls ``t``: the layer's own tensors and those which it shares."""
+        return {**self.own_tensors(), **cast(dict[str, Tensor], self.shared._buffers)}
+
+    def whole(self, x: Tensor, host: Host) -> Tensor:
+        """The layer's whole output, for the adapter alone on it."""
+        y, t = self.product(x, host), self.tensors()
+        if host.bias is not None:  # under autocast y may be narrower than the bias, which must not widen it
+            y = y + self.variant.bias(host.bias, t).to(y.dtype)
+        return self.variant.output(y, t)
 
     def product(self, x: Tensor, host: Host) -> Tensor:
         """The whole adapted product without bias, for the adapter alone on its layer."""
@@ -58,11 +83,27 @@ class Adapter(nn.Module):
         return self.variant.forward(x, host.frozen, host.dense(), self.tensors())
 
     def contribution(self, x: Tensor, y: Tensor, host: Host) -> Tensor:
-        """What the adapter adds to ``y``, the product of ``x`` with the original weight. Sees dropped-out input."""
+        """What the adapter adds to the layer's output, where ``y`` is the product of ``x`` with the original weight.
+        Sees dropped-out input."""
         seen = F.dropout(x, self.dropout, training=True) if self.training and self.dropout else x
         if self.pair_form:
-            return self._pair_product(seen, host)
+            return self._shifted(self._pair_product(seen, host), host)
         frozen = y if seen is x else host.original_product(seen)
+        change = self._shifted(self._change(seen, frozen, host), host)
+        if self.variant.mergeable:
+            return change
+        base = frozen if host.bias is None else frozen + host.bias.to(frozen.dtype)
+        return self.variant.output(base + change, self.tensors()) - base
+
+    def _shifted(self, change: Tensor, host: Host) -> Tensor:
+        """With what the adapter adds to the bias."""
+        if host.bias is None:
+            return change
+        bias = self.variant.bias(host.bias, self.tensors())
+        return change if bias is host.bias else change + (bias - host.bias).to(change.dtype)
+
+    def _change(self, seen: Tensor, frozen: Tensor, host: Host) -> Tensor:
+        """Of the product, without bias."""
         if self.rebased:
             return self.product(seen, host) - frozen
 
@@ -149,15 +190,14 @@ class Host(nn.Module):
         if self.switch.rows is not None:
             y = self._row_product(x, self.switch.rows)
         elif active := self.active_adapters():
+            if len(active) == 1 and active[0][1] == 1.0 and not (self.training and active[0][0].dropout):
+                return active[0][0].whole(x, self)
             y = self._mixed_product(x, active)
         else:
             return self.base(x, self._original if self.is_rebased else self.weight)
-        # Under autocast y may be narrower than the bias, which must not widen it.
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _mixed_product(self, x: Tensor, active: list[tuple[Adapter, float]]) -> Tensor:
-        if len(active) == 1 and active[0][1] == 1.0 and not (self.training and active[0][0].dropout):
-            return active[0][0].product(x, self)
         y = self.original_product(x)
         total = y
         for adapter, weight in active:
@@ -186,9 +226,22 @@ class Host(nn.Module):
         return W + sum((w * (a.effective(self) - W) for a, w in active), start=torch.zeros_like(W))
 
     @torch.no_grad()
-    def store(self, W: Tensor) -> None:
-        """Writes an (out, in) weight into the layer, rounded once to the layer's dtype."""
+    @full_precision
+    def effective_bias(self) -> Tensor | None:  # shape: (out,)
+        """The bias which the active adapters amount to, in full precision; None where the layer has none."""
+        if self.bias is None:
+            return None
+        b, active = raised(self.bias), self.active_adapters()
+        if len(active) == 1 and active[0][1] == 1.0:
+            return active[0][0].variant.bias(b, active[0][0].tensors())
+        return b + sum((w * (a.variant.bias(b, a.tensors()) - b) for a, w in active), start=torch.zeros_like(b))
+
+    @torch.no_grad()
+    def store(self, W: Tensor, b: Tensor | None) -> None:
+        """Writes an (out, in) weight and a bias into the layer, rounded once to the layer's dtype."""
         self.weight.copy_(self.oriented(W))
+        if b is not None:
+            self.bias.copy_(b)
 
     def replace_weight(self, W: Tensor) -> nn.Parameter:
         """Puts a new parameter in the place of the weight, never writing into the old one, which is returned."""

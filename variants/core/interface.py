@@ -9,13 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
+# What a calibration pass measures for each layer, over its input vectors x (in,) and the task loss L:
+STATISTICS = {
+    "gradient": "dL/dW averaged over the calibration batches, shape (out, in)",
+    "covariance": "mean of x x^T, not centred, shape (in, in)",
+    "mean": "mean of x, shape (in,)",
+}
 FrozenProduct = Callable[[Tensor], Tensor]
 
 
@@ -68,22 +74,32 @@ class Variant:
     """A method. Fields are hyperparameters; methods are pure functions of tensors.
 
     To define one: ``init``, ``weight`` and ``parameter_count``. Everything else has a default that follows from
-    ``weight``; override ``forward`` only to be faster, never to be different.
+    ``weight``; override ``forward`` only to be faster, never to be different. What a method declares of itself, and
+    the laws below, are held by ``variants.core.conformance`` (``python3 tasks.py check NAME``):
 
-    Laws, checked by the tests for every registered method:
         ``forward(x, linear, W, t) == linear(x) - x @ W.T + x @ weight(W, t).T``  in value and in every gradient
         ``sum(t.numel() for t in init(W, ...).train.values()) == parameter_count(*W.shape)``
         ``weight(base or W, t) == W``                                             at the start, if ``exact_init``
         ``weight(base or W, t) == W + as_lora(W, t).delta()``                     if ``as_lora`` gives a pair
     """
 
+    # ---- what a method declares ------------------------------------------------------------------------------------
     name: ClassVar[str] = ""  # the name it was registered under
-    mergeable: ClassVar[bool] = True  # False: depends on x, so weight() may be left out
-    exact_init: ClassVar[bool] = True  # the adapted model starts equal to the base model
-    needs: ClassVar[frozenset[str]] = frozenset()  # statistics handed to init: {"gradient"}, {"activation"}
-    lr_ratio: ClassVar[float] = 1.0  # best known learning rate divided by LoRA's; a prior that centres the search
-    head_only: ClassVar[bool] = False  # True: trains only the task head, whose learning rate is then the method's own
     paper: ClassVar[str] = ""
+    trains: ClassVar[Literal["layers", "base", "head"]] = "layers"  # tensors on layers, the base itself, the task head
+    mergeable: ClassVar[bool] = True  # False: not linear in x, so weight() may be left out
+    needs: ClassVar[frozenset[str]] = frozenset()  # statistics handed to init; the names are those of STATISTICS
+    size: ClassVar[str] = ""  # the field (rank, block, band ...) that a parameter budget is met with
+    lr_ratio: ClassVar[float] = 1.0  # best known learning rate divided by LoRA's; a prior that centres the search
+    constraint: ClassVar[str] = ""  # what training holds, or draws towards, in a few words for people
+    orthonormal: ClassVar[tuple[str, ...]] = ()  # trained factors whose columns (rows, if wide) a penalty draws
+    tolerance: ClassVar[float] = 1.0  # factor on the tolerances of the conformance suite
+    expected_failures: ClassVar[Mapping[str, str]] = {}  # check of the conformance suite -> why it does not hold
+
+    @property
+    def exact_init(self) -> bool:
+        """Whether the adapted model starts equal to the base model; a class says no by ``exact_init = False``."""
+        return True
 
     # ---- to define -------------------------------------------------------------------------------------------------
     def init(self, W: Tensor, rng: torch.Generator, stats: Tensors | None = None) -> Init:
@@ -95,7 +111,7 @@ class Variant:
             stats: what ``needs`` asked for, by name.
 
         Raises:
-            Refused: the method cannot work on a layer of this shape.
+            Refused: the method cannot work with these numbers.
         """
         raise NotImplementedError
 
@@ -108,15 +124,54 @@ class Variant:
         raise NotImplementedError
 
     # ---- may be overridden for speed or because the method has more to say ------------------------------------------
+    def check(self, out: int, in_: int) -> None:
+        """Raises Refused unless the method can work on a layer of this shape. Asked before ``init``."""
+
     def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:  # shape: (..., out)
         """The adapted product without bias, in x's dtype. ``linear`` is the frozen product, possibly quantised."""
         del linear
         return F.linear(x, self.weight(W, t).to(x.dtype))
 
+    def initial(self, W: Tensor, stats: Tensors | None) -> Tensor | None:  # shape: (out, in)
+        """The effective weight at the start, in closed form; None where chance decides it."""
+        del stats
+        return W if self.exact_init else None
+
+    def bias(self, b: Tensor, t: Tensors) -> Tensor:  # shape: (out,)
+        """The effective bias of a layer that has one."""
+        del t
+        return b
+
+    def output(self, y: Tensor, t: Tensors) -> Tensor:  # shape: (..., out)
+        """What follows the layer: a function of its whole output, bias included. Only where ``mergeable`` is False."""
+        del t
+        return y
+
     def as_lora(self, W: Tensor, t: Tensors) -> LoRAPair | None:
         """The exact low-rank pair on the original ``W``, or None where there is none."""
         del W, t
         return None
+
+    def defects(self, W: Tensor, t: Tensors) -> dict[str, Tensor]:
+        """What holds at any time in training, each as a distance which is zero: orthonormality, ranks, spectra.
+
+        ``W`` is the original weight. An empty mapping promises nothing.
+        """
+        del W, t
+        return {}
+
+    def shared(self, shapes: Sequence[tuple[int, int]], rng: torch.Generator) -> dict[str, Tensor]:
+        """Frozen tensors which all layers of the model use, drawn once; every layer finds them in its ``t``."""
+        del shapes, rng
+        return {}
+
+    def allot(
+        self, shapes: Mapping[str, tuple[int, int]], stats: Mapping[str, Tensors]
+    ) -> Mapping[str, Variant]:  # path -> the method as it is on that layer
+        """How the method divides itself among the layers: alike, unless it says otherwise (ranks by need). A path left
+        out gets no adapter. ``shapes`` holds each layer's (out, in)."""
+        del stats
+        return dict.fromkeys(shapes, self)
 
     def penalty(self, states: States) -> Tensor | None:
         """A term added to the loss, for the whole model."""
@@ -124,10 +179,10 @@ class Variant:
         return None
 
     def before_step(self, states: States) -> None:
-        """Called between backward (after clipping) and the optimiser's step."""
+        """Called between backward (after clipping) and the optimiser's step; may change gradients."""
 
     def after_step(self, states: States, step: int, total: int) -> None:
-        """Called after the optimiser's step: projections, retractions, rank budgets."""
+        """Called after the optimiser's step, while the gradients are still there: projections, retractions, budgets."""
 
     def param_groups(self, states: States, lr: float) -> list[dict[str, Any]]:
         """Optimiser groups. Every trainable tensor appears exactly once."""
@@ -138,20 +193,7 @@ class Variant:
         del path
         return False
 
-    # ---- derived ----------------------------------------------------------------------------------------------------
-    @classmethod
-    def layerwise(cls) -> bool:
-        """Whether the method puts tensors on layers; full fine-tuning and the probe do not."""
-        return cls.init is not Variant.init
-
 
 def project(x: Tensor, M: Tensor) -> Tensor:  # shapes: (..., k), (j, k) -> (..., j)
     """``x @ M.T`` in x's dtype, whatever the precision in which M is kept."""
     return F.linear(x, M.to(x.dtype))
-
-
-def check_rank(rank: int, W: Tensor) -> None:
-    """Raises Refused unless 1 <= rank <= min(W.shape)."""
-    out, in_ = W.shape
-    if not 1 <= rank <= min(out, in_):
-        raise Refused(f"rank {rank} does not fit a {out} x {in_} layer: write a rank from 1 to {min(out, in_)}")

@@ -10,8 +10,12 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+import numpy as np
 import torch
+from scipy.sparse.linalg import svds
 from torch import Tensor
+
+from variants.core.cache import Triplets, kept
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,29 +37,108 @@ def raised(W: Tensor) -> Tensor:
     return W.float() if W.dtype in (torch.float16, torch.bfloat16) else W
 
 
-@torch.no_grad()
-@full_precision
-def svd(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+# ---- decompositions -------------------------------------------------------------------------------------------------
+
+FULL_UP_TO = 512  # the smaller side up to which the full decomposition is computed whatever the rank
+LANCZOS_SHARE = 8  # above it, Lanczos as long as no more than this part of the spectrum is asked for
+
+
+def svd(W: Tensor) -> Triplets:
     """Thin singular value decomposition ``W = U diag(s) Vh`` with s descending.
 
     Each left vector's entry of largest magnitude is positive, so that methods which keep only a core in these bases
     mean the same thing on every machine (up to degenerate singular values).
     """
-    U, s, Vh = torch.linalg.svd(raised(W), full_matrices=False)
-    sign = torch.sign(U.gather(0, U.abs().argmax(0, keepdim=True)))  # shape: (1, k)
-    return U * sign, s, Vh * sign.T
+    return top(W, min(W.shape))
 
 
-def top(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The ``rank`` largest singular triplets: U (out, rank), s (rank,), Vh (rank, in)."""
+def top(W: Tensor, rank: int) -> Triplets:
+    """The ``rank`` largest singular triplets: U (out, rank), s (rank,), Vh (rank, in); signs as in ``svd``.
+
+    Small matrices are decomposed in full and cut, so that the bits do not depend on which ranks were asked for before;
+    of large ones Lanczos bidiagonalisation gives the leading triplets, to a relative residual of 1e-6.
+    """
+    W = raised(W.detach())
+    side = _side(W, rank)
+    if side <= FULL_UP_TO or rank * LANCZOS_SHARE > side:
+        U, s, Vh = kept(W, side, _full)
+        return _cut((U, s, Vh), rank)
+    return kept(W, rank, _leading)
+
+
+def bottom(W: Tensor, rank: int) -> Triplets:
+    """The ``rank`` smallest of the min(W.shape) singular triplets, still in descending order."""
+    _side(W, rank)
     U, s, Vh = svd(W)
+    return U[:, -rank:].contiguous(), s[-rank:].contiguous(), Vh[-rank:].contiguous()
+
+
+@torch.no_grad()
+@full_precision
+def top_randomised(W: Tensor, rank: int, rng: torch.Generator, oversampling: int = 10, iterations: int = 4) -> Triplets:
+    """The ``rank`` largest triplets approximately, by a randomised range finder (Halko, Martinsson and Tropp 2011,
+    algorithms 4.4 and 5.1) with ``oversampling`` further columns and ``iterations`` power iterations."""
+    W = raised(W)
+    columns = min(rank + oversampling, _side(W, rank))
+    Q = W @ torch.randn(W.shape[1], columns, generator=rng, dtype=torch.float64).to(W)
+    for _ in range(iterations):  # re-orthonormalised on both sides, or small directions would be lost in rounding
+        Q = W @ torch.linalg.qr(W.T @ torch.linalg.qr(Q).Q).Q
+    Q = torch.linalg.qr(Q).Q
+    U, s, Vh = torch.linalg.svd(Q.T @ W, full_matrices=False)
+    return _canonical(Q @ U[:, :rank], s[:rank], Vh[:rank])
+
+
+def _side(W: Tensor, rank: int) -> int:
+    """The number of singular triplets, at least ``rank``."""
+    side = min(W.shape)
+    if not 1 <= rank <= side:
+        raise ValueError(f"a {W.shape[0]} x {W.shape[1]} matrix has 1 to {side} singular triplets, not {rank}")
+    return side
+
+
+@torch.no_grad()
+@full_precision
+def _full(W: Tensor, rank: int) -> Triplets:
+    del rank
+    return _canonical(*torch.linalg.svd(W, full_matrices=False))
+
+
+@torch.no_grad()
+def _leading(W: Tensor, rank: int) -> Triplets:
+    """By PROPACK in float64. Its own limit on iterations is too low for flat spectra, and what it returns is not taken
+    on trust: if it gives up, or the residual is too large, the full decomposition is cut instead."""
+    A = W.double().cpu().numpy()
+    start = np.random.default_rng(0).standard_normal(A.shape[:1])
+    try:
+        U, s, Vh = svds(A, k=rank, solver="propack", v0=start, maxiter=10 * min(A.shape))
+    except np.linalg.LinAlgError:
+        return _cut(_full(W, rank), rank)
+    order = np.argsort(-s)
+    U, s, Vh = U[:, order], s[order], Vh[order]
+    residual = max(np.abs(A @ Vh.T - U * s).max(), np.abs(A.T @ U - Vh.T * s).max())
+    skew = max(np.abs(U.T @ U - np.eye(rank)).max(), np.abs(Vh @ Vh.T - np.eye(rank)).max())
+    if not (residual <= 1e-6 * s[0] and skew <= 1e-6):
+        return _cut(_full(W, rank), rank)
+    return _canonical(*(torch.from_numpy(np.ascontiguousarray(part)).to(W) for part in (U, s, Vh)))
+
+
+def _cut(triplets: Triplets, rank: int) -> Triplets:
+    U, s, Vh = triplets
     return U[:, :rank].contiguous(), s[:rank].contiguous(), Vh[:rank].contiguous()
 
 
-def bottom(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The ``rank`` smallest of the min(W.shape) singular triplets, still in descending order."""
-    U, s, Vh = svd(W)
-    return U[:, -rank:].contiguous(), s[-rank:].contiguous(), Vh[-rank:].contiguous()
+def _canonical(U: Tensor, s: Tensor, Vh: Tensor) -> Triplets:
+    sign = torch.sign(U.gather(0, U.abs().argmax(0, keepdim=True)))  # shape: (1, k)
+    return (U * sign).contiguous(), s.contiguous(), (Vh * sign.T).contiguous()
+
+
+@torch.no_grad()
+@full_precision
+def qr(W: Tensor) -> tuple[Tensor, Tensor]:
+    """Reduced QR decomposition, not pivoted, with a non-negative diagonal of R (which makes it unique)."""
+    Q, upper = torch.linalg.qr(raised(W))
+    sign = torch.where(torch.diagonal(upper, dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(Q.dtype)
+    return Q * sign.unsqueeze(-2), sign.unsqueeze(-1) * upper
 
 
 @torch.no_grad()
@@ -65,10 +148,10 @@ def random_orthonormal(n: int, rank: int, rng: torch.Generator, dtype: torch.dty
 
     QR of a Gaussian matrix; the sign fix makes the distribution the uniform one (Mezzadri 2007).
     """
-    G = torch.randn(n, rank, generator=rng, dtype=torch.float64, device=rng.device)
-    Q, upper = torch.linalg.qr(G)
-    uniform: Tensor = Q * torch.sign(torch.diagonal(upper))
-    return uniform.to(dtype)
+    return qr(torch.randn(n, rank, generator=rng, dtype=torch.float64, device=rng.device))[0].to(dtype)
+
+
+# ---- the Stiefel manifold: tall X with orthonormal columns ----------------------------------------------------------
 
 
 @full_precision
@@ -100,9 +183,103 @@ def polar(Y: Tensor) -> Tensor:  # shape: (..., n, r)
 
 
 @full_precision
+def retract_cayley(X: Tensor, D: Tensor) -> Tensor:  # shapes: (..., n, r)
+    """The point which a tangent step D from an orthonormal X leads to along a Cayley curve (Wen and Yin 2013, lemma 4):
+    a 2r x 2r system instead of an n x n one."""
+    X, D = raised(X), raised(D)
+    PD = D - X @ (X.mT @ D) / 2
+    U, V = torch.cat([PD, X], dim=-1), torch.cat([X, -PD], dim=-1)
+    core = torch.eye(U.shape[-1], dtype=X.dtype, device=X.device) - V.mT @ U / 2
+    moved: Tensor = X + U @ torch.linalg.solve(core, V.mT @ X)
+    return moved
+
+
+@full_precision
+def landing(X: Tensor, G: Tensor, attraction: float) -> Tensor:  # shapes: (..., n, r)
+    """The landing field ``(G X^T - X G^T) X + attraction * X (X^T X - I)`` (Ablin and Peyre 2022), in factored form.
+
+    A step against it lowers the loss with gradient G and draws X to the manifold, without ever being on it.
+    """
+    X, G = raised(X), raised(G)
+    gram = X.mT @ X
+    eye = torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
+    return G @ gram - X @ (G.mT @ X) + attraction * X @ (gram - eye)
+
+
+# ---- rotations ------------------------------------------------------------------------------------------------------
+
+
+def skew_from(entries: Tensor, n: int) -> Tensor:  # shapes: (..., n (n - 1) / 2) -> (..., n, n)
+    """The skew-symmetric matrix with these entries above its diagonal, row by row."""
+    rows, columns = torch.triu_indices(n, n, offset=1, device=entries.device)
+    upper = entries.new_zeros(*entries.shape[:-1], n * n).index_copy(-1, rows * n + columns, entries)
+    upper = upper.unflatten(-1, (n, n))
+    return upper - upper.mT
+
+
+@full_precision
+def cayley(K: Tensor) -> Tensor:  # shapes: (..., n, n)
+    """The rotation ``(I + K)(I - K)^(-1)`` of a skew-symmetric K; every rotation without eigenvalue -1 is one."""
+    K = raised(K)
+    eye = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
+    rotation: Tensor = torch.linalg.solve(eye - K, eye + K)
+    return rotation
+
+
+@full_precision
+def cayley_inverse(R: Tensor) -> Tensor:  # shapes: (..., n, n)
+    """The skew-symmetric K with ``cayley(K) == R``."""
+    R = raised(R)
+    eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
+    generator: Tensor = torch.linalg.solve(R + eye, R - eye)
+    return generator
+
+
+@full_precision
+def cayley_neumann(K: Tensor, terms: int) -> Tensor:  # shapes: (..., n, n)
+    """``(I + K)(I + K + ... + K^(terms - 2))``: the Cayley map with the inverse cut after ``terms - 1`` powers.
+
+    Its singular values are ``|1 - (i a)^(terms - 1)|`` for K's eigenvalues +-ia: nearly orthogonal only for small K.
+    """
+    K = raised(K)
+    eye = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
+    series = eye
+    for _ in range(terms - 2):  # Horner
+        series = eye + K @ series
+    return (eye + K) @ series
+
+
+@full_precision
+def reflections(U: Tensor) -> Tensor:  # shapes: (n, r) -> (r, r)
+    """The upper triangular G with ``prod_i (I - 2 u_i u_i^T) == I + U G U^T`` for unit columns u_i (compact WY)."""
+    U = raised(U)
+    eye = torch.eye(U.shape[-1], dtype=U.dtype, device=U.device)
+    core: Tensor = -torch.linalg.solve_triangular(torch.triu(U.T @ U, diagonal=1) + eye / 2, eye, upper=True)
+    return core
+
+
+# ---- how far a matrix is from what it should be: zero exactly where it belongs --------------------------------------
+
+
+@full_precision
 def orthogonality_defect(X: Tensor) -> Tensor:  # shape: (..., n, r) -> (...)
     """``||X^T X - I||_F``: 0 exactly for orthonormal columns."""
     X = raised(X)
     gap = X.mT @ X - torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
     defect: Tensor = torch.linalg.matrix_norm(gap)
+    return defect
+
+
+def skew_defect(K: Tensor) -> Tensor:  # shape: (..., n, n) -> (...)
+    """``||K + K^T||_F``."""
+    K = raised(K)
+    defect: Tensor = torch.linalg.matrix_norm(K + K.mT)
+    return defect
+
+
+@full_precision
+def tangent_defect(X: Tensor, D: Tensor) -> Tensor:  # shapes: (..., n, r) -> (...)
+    """``||X^T D + D^T X||_F``: zero for tangent vectors D of the Stiefel manifold at X."""
+    XtD = raised(X).mT @ raised(D)
+    defect: Tensor = torch.linalg.matrix_norm(XtD + XtD.mT)
     return defect

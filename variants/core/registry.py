@@ -13,6 +13,7 @@ from variants.core.interface import Variant
 
 V = TypeVar("V", bound=Variant)
 _METHODS: dict[str, type[Variant]] = {}
+_FAMILIES: dict[str, Callable[[str], type[Variant]]] = {}
 
 
 class UnknownMethod(ValueError):
@@ -41,6 +42,11 @@ def register(name: str) -> Callable[[type[V]], type[V]]:
     return add
 
 
+def register_family(prefix: str, resolve: Callable[[str], type[Variant]]) -> None:
+    """Makes every name ``prefix:REST`` mean the class ``resolve(REST)``, which raises where there is none."""
+    _FAMILIES[prefix] = resolve
+
+
 def names() -> list[str]:
     """All registered names, sorted."""
     return sorted(_METHODS)
@@ -52,6 +58,9 @@ def method(name: str) -> type[Variant]:
     Raises:
         UnknownMethod: with the nearest names.
     """
+    prefix, colon, rest = name.partition(":")
+    if colon and prefix in _FAMILIES:
+        return _FAMILIES[prefix](rest)
     if name not in _METHODS:
         raise UnknownMethod(f"unknown method {name!r}: {suggestion(name, names())}")
     return _METHODS[name]
@@ -85,7 +94,7 @@ def accepts(value: Any, hint: Any) -> bool:
         return any(accepts(value, option) for option in get_args(hint))
     if get_origin(hint) is Literal:
         return value in get_args(hint)
-    if not isinstance(hint, type):
+    if not isinstance(hint, type) or hint is object:
         return True
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -13,18 +13,27 @@ from variants.core.interface import Refused
 
 
 def adapter_state(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
-    """Everything that determines an adapter, under ``<layer path>.adapter.<tensor>``; trained base tensors keep their
-    own keys. These are the tensors an adapter file holds, not copies of them: clone what should outlive training."""
+    """Everything that determines an adapter, under ``<layer path>.adapter.<tensor>``.
+
+    What the layers share comes once, under ``adapter.shared.<tensor>``; trained base tensors keep their own keys. These
+    are the tensors an adapter file holds, not copies of them: clone what should outlive training.
+    """
     record = required(model)
     check_known(record, [name])
     state = {
         f"{path}.adapter.{key}": tensor.detach()
         for path, host in hosts(model).items()
         if name in host.adapter
-        for key, tensor in host.carried(name).tensors().items()
+        for key, tensor in host.carried(name).own_tensors().items()
+    }
+    shared = {
+        f"adapter.shared.{key}": tensor.detach()
+        for host in hosts(model).values()
+        if name in host.adapter
+        for key, tensor in host.carried(name).shared.named_buffers()
     }
     parameters = dict(model.named_parameters())
-    return state | {path: parameters[path].detach() for path in record.trained_base}
+    return state | shared | {path: parameters[path].detach() for path in record.trained_base}
 
 
 @torch.no_grad()

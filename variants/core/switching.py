@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from variants.core.attachment import check_known, required_unmerged
 from variants.core.host import Host, hosts
@@ -13,24 +14,35 @@ from variants.core.interface import LayerState, Refused
 
 
 @contextmanager
-def merged(model: nn.Module) -> Iterator[None]:
+def merged(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
     """Inside, the active adapters are merged into the weights; afterwards these are what they were, bit for bit.
+
+    Args:
+        dtype: round what is merged through this precision, as a checkpoint in it would; None keeps the layer's own.
 
     Raises:
         Refused: an active method cannot be merged, or the model is inside ``merged`` already.
     """
     record = required_unmerged(model)
-    weights = [(host, host.effective_weight()) for host in hosts(model).values()]
-    kept: list[tuple[Host, nn.Parameter]] = []
+
+    def rounded(tensor: Tensor) -> Tensor:
+        return tensor if dtype is None else tensor.to(dtype)
+
+    effective = [(host, host.effective_weight(), host.effective_bias()) for host in hosts(model).values()]
+    kept: list[tuple[Host, nn.Parameter, nn.Parameter | None]] = []
     try:
-        for host, W in weights:
-            kept.append((host, host.replace_weight(W)))
+        for host, W, b in effective:
+            kept.append((host, host.replace_weight(rounded(W)), host.bias))
+            if b is not None:
+                host.bias = nn.Parameter(rounded(b).to(host.bias.dtype), requires_grad=False)
         record.switch.merged = True
         yield
     finally:
         record.switch.merged = False
-        for host, weight in kept:
+        for host, weight, bias in kept:
             host.weight = weight
+            if bias is not None:
+                host.bias = bias
 
 
 def activate(model: nn.Module, names: str | Iterable[str] | Mapping[str, float] | None) -> None:

@@ -1,0 +1,190 @@
+"""Updates of low rank, as several methods share them: what they have in common, and nothing of how they start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from variants.core.interface import FrozenProduct, Init, LoRAPair, Refused, States, Tensors, Variant, project
+from variants.core.linalg import orthogonality_defect, random_orthonormal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked(Variant):
+    """A method with a rank of at most min(out, in)."""
+
+    size: ClassVar[str] = "rank"
+    rank: int = 8
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rank, int) or self.rank < 1:
+            raise ValueError(f"rank is a whole number from 1, not {self.rank!r}")
+
+    def least_rank(self) -> int:
+        return 1
+
+    def check(self, out: int, in_: int) -> None:
+        least, most = self.least_rank(), min(out, in_)
+        if not least <= self.rank <= most:
+            fits = f"write a rank from {least} to {most}" if least <= most else "leave the layer out"
+            raise Refused(f"rank {self.rank} does not fit a {out} x {in_} layer: {fits}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank(Ranked):
+    """A rank and ``scale = alpha / rank``; ``alpha = None`` means alpha = rank, that is scale 1."""
+
+    alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.alpha is not None and not self.alpha > 0:
+            raise ValueError(f"alpha is a positive number, not {self.alpha!r}")
+
+    @property
+    def scale(self) -> float:
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair(LowRank):
+    """``W + s B A`` with A (rank, in) and B (out, rank)."""
+
+    def weight(self, W: Tensor, t: Tensors) -> Tensor:
+        return W + self.scale * t["B"] @ t["A"]
+
+    def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
+        return linear(x) + project(self.scale * project(x, t["A"]), t["B"])
+
+    def parameter_count(self, out: int, in_: int) -> int:
+        return self.rank * (out + in_)
+
+    def as_lora(self, W: Tensor, t: Tensors) -> LoRAPair | None:
+        return LoRAPair(t["A"], self.scale * t["B"])
+
+
+def zero_pair(rank: int, W: Tensor, rng: torch.Generator) -> LoRAPair:
+    """LoRA's start: A uniform within +-1/sqrt(in), B zero."""
+    out, in_ = W.shape
+    A = torch.empty(rank, in_, dtype=W.dtype).uniform_(-1, 1, generator=rng) / in_**0.5
+    return LoRAPair(A, torch.zeros(out, rank, dtype=W.dtype))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rebased(Pair):
+    """LoRA from a start other than zero on the base less that start: ``W - s B0 A0 + s B A``.
+
+    The starting factors are kept as A0 and B0, so that an adapter file restores the function on the stock base, where
+    the update is a pair of rank 2 * rank.
+    """
+
+    def start(self, W: Tensor, rng: torch.Generator, stats: Tensors | None) -> LoRAPair:
+        """The starting factors A0 (rank, in) and B0 (out, rank), not scaled."""
+        raise NotImplementedError
+
+    def split(self, U: Tensor, S: Tensor, Vh: Tensor) -> LoRAPair:
+        """The pair with ``s B A = U diag(S) V^T``, each factor with half of every singular value."""
+        root = (S / self.scale).sqrt()
+        return LoRAPair(root[:, None] * Vh, U * root)
+
+    def init(self, W: Tensor, rng: torch.Generator, stats: Tensors | None = None) -> Init:
+        A, B = self.start(W, rng, stats)
+        return Init(train={"A": A, "B": B}, frozen={"A0": A, "B0": B}, base=W - self.scale * B @ A)
+
+    def as_lora(self, W: Tensor, t: Tensors) -> LoRAPair | None:
+        return LoRAPair(torch.cat([t["A"], t["A0"]]), self.scale * torch.cat([t["B"], -t["B0"]], dim=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Triplets(Pair):
+    """``s B diag(E) A`` in place of ``s B A``, with a trained diagonal E (rank,)."""
+
+    def folded(self, t: Tensors) -> Tensors:
+        return {**t, "B": t["B"] * t["E"]}
+
+    def weight(self, W: Tensor, t: Tensors) -> Tensor:
+        return super().weight(W, self.folded(t))
+
+    def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
+        return super().forward(x, linear, W, self.folded(t))
+
+    def as_lora(self, W: Tensor, t: Tensors) -> LoRAPair | None:
+        return super().as_lora(W, self.folded(t))
+
+    def defects(self, W: Tensor, t: Tensors) -> dict[str, Tensor]:
+        beyond = torch.linalg.svdvals(self.weight(W, t) - W)[self.rank :].norm()
+        return {"rank of B diag(E) A": beyond / (1 + W.norm())}
+
+    def parameter_count(self, out: int, in_: int) -> int:
+        return super().parameter_count(out, in_) + self.rank
+
+    def gaps(self, states: States) -> Tensor:  # shape: (2 * layers,)
+        """``||A A^T - I||_F`` and ``||B^T B - I||_F`` of every layer."""
+        return torch.stack([orthogonality_defect(X) for state in states for X in (state.t["A"].mT, state.t["B"])])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenBases(LowRank):
+    """``W + s B R A``: only the core R (rank, rank) trains, between frozen A (rank, in) and B (out, rank).
+
+    The bases travel in the adapter file: recomputed ones may differ in sign or rotation.
+    """
+
+    exact_init = False
+
+    def weight(self, W: Tensor, t: Tensors) -> Tensor:
+        return W + self.scale * t["B"] @ t["R"] @ t["A"]
+
+    def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
+        return linear(x) + project(self.scale * project(project(x, t["A"]), t["R"]), t["B"])
+
+    def parameter_count(self, out: int, in_: int) -> int:
+        return self.rank**2
+
+    def as_lora(self, W: Tensor, t: Tensors) -> LoRAPair:
+        return LoRAPair(t["A"], self.scale * t["B"] @ t["R"])
+
+    def defects(self, W: Tensor, t: Tensors) -> dict[str, Tensor]:
+        beyond = torch.linalg.svdvals(self.weight(W, t) - W)[self.rank :].norm()
+        return {"rank of the update": beyond / (1 + W.norm()), "B": orthogonality_defect(t["B"])}
+
+
+@dataclass(frozen=True, kw_only=True)
+class USV(LowRank):
+    """``W + c U s V^T``, ``c = alpha / rank``: U (out, rank) and V (in, rank) start orthonormal, s starts at zero.
+
+    ``core``: s is the diagonal of the middle factor, or the whole of it; both reach every update of this rank.
+    """
+
+    core: Literal["diagonal", "full"] = "diagonal"
+
+    def init(self, W: Tensor, rng: torch.Generator, stats: Tensors | None = None) -> Init:
+        del stats
+        U, V = (random_orthonormal(n, self.rank, rng, W.dtype) for n in W.shape)
+        s = torch.zeros((self.rank,) if self.core == "diagonal" else (self.rank, self.rank), dtype=W.dtype)
+        return Init(train={"U": U, "s": s, "V": V})
+
+    def factors(self, t: Tensors) -> tuple[Tensor, Tensor]:  # shapes: (out, rank), (in, rank)
+        return t["U"], t["V"]
+
+    def as_lora(self, W: Tensor, t: Tensors) -> LoRAPair:
+        U, V = self.factors(t)
+        return LoRAPair(V.T, self.scale * (U * t["s"] if self.core == "diagonal" else U @ t["s"]))
+
+    def weight(self, W: Tensor, t: Tensors) -> Tensor:
+        return W + self.as_lora(W, t).delta()
+
+    def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
+        pair = self.as_lora(W, t)  # s is folded into U: two thin products, as LoRA has
+        return linear(x) + project(project(x, pair.A), pair.B)
+
+    def parameter_count(self, out: int, in_: int) -> int:
+        return self.rank * (out + in_ + (1 if self.core == "diagonal" else self.rank))
+
+    def param_groups(self, states: States, lr: float) -> list[dict[str, Any]]:
+        factors = [p for state in states for key, p in state.t.items() if p.requires_grad and key != "s"]
+        cores = {"params": [state.t["s"] for state in states], "lr": lr}
+        return [cores, {"params": factors, "lr": lr, "weight_decay": 0.0}]  # decay would pull against the constraint
