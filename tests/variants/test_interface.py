@@ -1,4 +1,4 @@
-"""Every registered method against the laws of the interface and against its formula written densely."""
+"""Every registered method against the conformance suite and against its formula written densely."""
 
 from __future__ import annotations
 
@@ -7,92 +7,78 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings, strategies as st
+from hypothesis import assume, given, settings as budget, strategies as st
 from torch import Tensor
 
 import variants  # noqa: F401  registers the methods
-from tests.variants.laws import (
-    CASES,
-    LAWS,
-    SLOW_LAWS,
-    Case,
-    Law,
-    close,
-    conv1d,
-    host_of,
-    input_of,
-    linear,
-    model_of,
-    move,
-)
-from tests.variants.models import Mirrored
+from tests.variants.models import Mirrored, host_of
 from tests.variants.oracles import ORACLES
-from variants.core import Init, Refused, Tensors, Variant, attach, check_rank, create, method, names, project
+from variants.core import Init, LowRank, Refused, Tensors, Variant, attach, create, method, names, project
+from variants.core.cases import CASES, Case, close, conv1d, input_of, linear, model_of, move, stats_of
+from variants.core.checks import CHECKS, Check
+from variants.core.conformance import fitted, identifier, matrix, settings
 
-LAYERWISE = [name for name in names() if method(name).layerwise()]
-
-
-def small(name: str, rank: int = 2, alpha: float | None = 3.0) -> Variant:
-    """A method with what it has of rank and scale set to small values; alpha != rank, so that the scale is not 1."""
-    known = {field.name for field in dataclasses.fields(method(name))}
-    return create(name, {key: v for key, v in {"rank": rank, "alpha": alpha}.items() if key in known})
+LAYERWISE = [name for name in names() if method(name).trains == "layers"]
+WITH_WEIGHT = [name for name in LAYERWISE if method(name).mergeable]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-@pytest.mark.parametrize("name", LAYERWISE)
-def test_law(law: Law, name: str, case: Case) -> None:
-    law(small(name), case)
-
-
-@pytest.mark.parametrize("layer", [linear, conv1d])
-@pytest.mark.parametrize("law", SLOW_LAWS, ids=lambda law: law.__name__)
-@pytest.mark.parametrize("name", LAYERWISE)
-def test_slow_law(law: Law, name: str, layer: object) -> None:
-    law(small(name), Case(7, 5, layer=layer))
+@pytest.mark.parametrize(("check", "variant", "case"), matrix(*map(method, names())), ids=identifier)
+def test_conforms(check: Check, variant: Variant, case: Case) -> None:
+    check(variant, case)
 
 
 def test_every_method_has_an_oracle() -> None:
-    assert set(ORACLES) == set(LAYERWISE)
+    assert set(ORACLES) == set(WITH_WEIGHT)
 
 
 @st.composite
-def drawn(draw: st.DrawFn) -> tuple[Case, int, float | None]:
-    """A case, a rank that fits it, and an alpha: wide, tall, square, rank 1 to full, batches of nothing."""
+def drawn(draw: st.DrawFn, name: str) -> tuple[Variant, Case]:
+    """A setting of the method and a case: wide, tall, square, rank 1 to full, batches of nothing."""
     out, in_ = draw(st.integers(1, 9)), draw(st.integers(1, 9))
     lead = draw(st.sampled_from([(3,), (), (2, 3), (0,), (2, 0), (1, 2, 2)]))
     case = Case(out, in_, bias=draw(st.booleans()), lead=lead, layer=draw(st.sampled_from([linear, conv1d])))
-    rank = draw(st.one_of(st.just(1), st.just(min(out, in_)), st.integers(1, min(out, in_))))
-    return case, rank, draw(st.sampled_from([None, 1.0, 16.0]))
+    variant = draw(st.sampled_from(settings(method(name))))
+    known = {field.name for field in dataclasses.fields(variant)}
+    if variant.size:
+        size = draw(st.one_of(st.just(1), st.just(min(out, in_)), st.integers(1, min(out, in_))))
+        variant = dataclasses.replace(variant, **{variant.size: size})
+    if "alpha" in known:
+        variant = dataclasses.replace(variant, alpha=draw(st.sampled_from([None, 1.0, 16.0])))
+    suitable = fitted(variant, case)
+    assume(suitable is not None)
+    assert suitable is not None
+    return suitable, case
 
 
-@pytest.mark.parametrize("name", LAYERWISE)
-@settings(max_examples=30)
-@given(drawn=drawn())
-def test_adapted_layer_is_its_formula(name: str, drawn: tuple[Case, int, float | None]) -> None:
+@pytest.mark.parametrize("name", WITH_WEIGHT)
+@budget(max_examples=30)
+@given(data=st.data())
+def test_adapted_layer_is_its_formula(name: str, data: st.DataObject) -> None:
     """Value and every gradient against the dense oracle on the original weight, through the host."""
-    case, rank, alpha = drawn
+    variant, case = data.draw(drawn(name))
     model = model_of(case)
     layer = model.layer
     W = layer.weight.detach().clone()
     W, bias = (W.T if case.layer is conv1d else W), (None if layer.bias is None else layer.bias.detach().clone())
-    attach(model, small(name, rank, alpha), "layer")
+    attach(model, variant, "layer", stats=stats_of(variant, case))
     move(model)
     carried = host_of(model).carried("default")
+    variant = carried.variant
     train = dict(carried.named_parameters())
     x = input_of(case).requires_grad_()
     y = model(x)
     cotangent = torch.randn_like(y)
-    got = torch.autograd.grad(y, [x, *train.values()], cotangent)
+    got = torch.autograd.grad(y, [x, *train.values()], cotangent, allow_unused=True)
 
     t = {key: tensor.detach().clone() for key, tensor in carried.tensors().items()}
     free = [t[key].requires_grad_() for key in train]
     z = x.detach().clone().requires_grad_()
-    dense = F.linear(z, ORACLES[name](W, t, 1.0 if alpha is None else alpha / rank), bias)
-    want = torch.autograd.grad(dense, [z, *free], cotangent)
-    close(y, dense, 1e-10, "value")
-    for key, mine, theirs in zip(["x", *train], got, want, strict=True):
-        close(mine, theirs, 1e-10, f"gradient of {key}")
+    dense = F.linear(z, ORACLES[name](W, t, variant), None if bias is None else variant.bias(bias, t))
+    want = torch.autograd.grad(dense, [z, *free], cotangent, allow_unused=True)
+    close(y, dense, 1e-9, "value")
+    for key, tensor, mine, theirs in zip(["x", *train], [x, *train.values()], got, want, strict=True):
+        zero = torch.zeros_like(tensor)
+        close(zero if mine is None else mine, zero if theirs is None else theirs, 1e-9, f"gradient of {key}")
 
 
 # ---- what a method inherits -----------------------------------------------------------------------------------------
@@ -113,15 +99,15 @@ class Shift(Variant):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("variant", [Shift(), Mirrored()], ids=lambda v: type(v).__name__)
-def test_three_methods_make_a_method(law: Law, case: Case, variant: Variant) -> None:
-    law(variant, case)
+def test_three_methods_make_a_method(check: Check, case: Case, variant: Variant) -> None:
+    check(variant, case)
 
 
 def test_defaults_of_a_method() -> None:
     shift = Shift()
-    assert shift.layerwise()
+    assert shift.trains == "layers"
     assert shift.mergeable
     assert shift.exact_init
     assert not shift.needs
@@ -138,7 +124,6 @@ def test_the_bare_interface_defines_nothing() -> None:
         bare.weight(torch.zeros(2, 2), {})
     with pytest.raises(NotImplementedError):
         bare.parameter_count(2, 2)
-    assert not bare.layerwise()
 
 
 @pytest.mark.parametrize("name", names())
@@ -150,10 +135,10 @@ def test_hyperparameters_cannot_be_changed(name: str) -> None:
         made.rank = 3
 
 
-@pytest.mark.parametrize("rank", [0, 5, -1])
-def test_a_rank_that_does_not_fit(rank: int) -> None:
-    with pytest.raises(Refused, match=r"does not fit a 7 x 4 layer: write a rank from 1 to 4"):
-        check_rank(rank, torch.zeros(7, 4))
+def test_a_rank_that_does_not_fit() -> None:
+    LowRank(rank=4).check(7, 4)
+    with pytest.raises(Refused, match=r"rank 5 does not fit a 7 x 4 layer: write a rank from 1 to 4"):
+        LowRank(rank=5).check(7, 4)
 
 
 def test_project_keeps_the_dtype_of_x() -> None:
