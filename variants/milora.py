@@ -7,20 +7,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from variants.core import register
+from variants.core import LoRAPair, Tensors, register
 from variants.core.linalg import bottom
-from variants.pissa import PiSSA
+from variants.core.lowrank import Rebased
+
+
+def alive(S: Tensor, W: Tensor) -> Tensor:  # shapes: (rank,), (out, in) -> (rank,)
+    """Singular values kept above W's rounding: one of zero would make a row of A and a column of B zero together, a
+    point from which no gradient leads away."""
+    return S.clamp_min(torch.finfo(W.dtype).eps * float(torch.linalg.vector_norm(W)))
 
 
 @register("milora")
 @dataclass(frozen=True, kw_only=True)
-class MiLoRA(PiSSA):
+class MiLoRA(Rebased):
     """PiSSA at the other end of the spectrum: the pair starts as the ``rank`` smallest triplets of W (section 3)."""
 
     paper = "arXiv 2406.09044"
     lr_ratio = 0.3  # best rate found 3.2 times below LoRA's (arXiv 2602.04998)
 
-    def triplets(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def start(self, W: Tensor, rng: torch.Generator, stats: Tensors | None) -> LoRAPair:
         U, S, Vh = bottom(W, self.rank)
-        # A singular value of zero would make both factors zero, a point from which no gradient leads away.
-        return U, S.clamp_min(torch.finfo(S.dtype).eps * float(torch.linalg.vector_norm(W))), Vh
+        return self.split(U, alive(S, W), Vh)

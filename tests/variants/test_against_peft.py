@@ -8,8 +8,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from tests.variants.laws import Case, adapted, close, conv1d, host_of, input_of, model_of, move
+from tests.variants.models import host_of
 from variants.core import Variant, attach
+from variants.core.cases import Case, adapted, close, conv1d, input_of, model_of, move
 from variants.dora import DoRA
 from variants.lora import LoRA
 from variants.pissa import PiSSA
