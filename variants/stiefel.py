@@ -3,57 +3,48 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from variants.core import Init, LoRAPair, States, Tensors, check_rank, project, register
-from variants.core.interface import FrozenProduct
-from variants.core.linalg import polar, random_orthonormal, tangent
-from variants.lora import LoRA
+from variants.core import States, Tensors, register
+from variants.core.linalg import orthogonality_defect, polar, qr, retract_cayley, tangent
+from variants.core.lowrank import USV
+
+# (points, tangent steps) -> points, each (..., n, r). The Cayley curve does not correct what rounding adds up, hence
+# double precision.
+RETRACTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "polar": lambda X, D: polar(X + D),
+    "qr": lambda X, D: qr(X + D)[0],
+    "cayley": lambda X, D: retract_cayley(X.double(), D.double()).to(X.dtype),
+}
 
 
 @register("stiefel")
 @dataclass(frozen=True, kw_only=True)
-class Stiefel(LoRA):
+class Stiefel(USV):
     """``W + c U diag(s) V^T``: U (out, rank) and V (in, rank) keep orthonormal columns under any optimiser.
 
-    The optimiser steps freely; the step is then projected onto the tangent space at the point it left, and retracted by
-    the polar factor (section 3.3). Projecting the gradient instead would not do: Adam's coordinate-wise scaling takes a
-    tangent gradient off the tangent space.
+    The optimiser steps freely; the step is then projected onto the tangent space at the point it left, and retracted
+    (section 3.3), by the polar factor unless ``retraction`` says otherwise. Projecting the gradient instead would not
+    do: Adam's coordinate-wise scaling takes a tangent gradient off the tangent space.
     """
 
     paper = "arXiv 2510.01938"
     lr_ratio = 5.0  # the paper's 5e-4 against 1e-4 for its tuned LoRA
+    constraint = "U, V orthonormal (retraction)"
+    retraction: Literal["polar", "qr", "cayley"] = "polar"
 
-    def init(self, W: Tensor, rng: torch.Generator, stats: Tensors | None = None) -> Init:
-        del stats
-        check_rank(self.rank, W)
-        out, in_ = W.shape
-        U = random_orthonormal(out, self.rank, rng, W.dtype)
-        V = random_orthonormal(in_, self.rank, rng, W.dtype)
-        return Init(train={"U": U, "s": torch.zeros(self.rank, dtype=W.dtype), "V": V})
+    def pace(self, n: int, states: States) -> float:
+        """The factor on the steps of factors with n rows."""
+        del n, states
+        return 1.0
 
-    def weight(self, W: Tensor, t: Tensors) -> Tensor:
-        return W + self.scale * (t["U"] * t["s"]) @ t["V"].T
-
-    def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
-        return linear(x) + project(project(x, t["V"].T) * (self.scale * t["s"]).to(x.dtype), t["U"])
-
-    def parameter_count(self, out: int, in_: int) -> int:
-        return self.rank * (out + in_ + 1)
-
-    def as_lora(self, W: Tensor, t: Tensors) -> LoRAPair | None:
-        return LoRAPair(t["V"].T, self.scale * t["U"] * t["s"])
-
-    def param_groups(self, states: States, lr: float) -> list[dict[str, Any]]:
-        factors = [state.t[key] for state in states for key in ("U", "V")]  # decay would only shorten the step
-        return [
-            {"params": [state.t["s"] for state in states], "lr": lr},
-            {"params": factors, "lr": lr, "weight_decay": 0.0},
-        ]
+    def defects(self, W: Tensor, t: Tensors) -> dict[str, Tensor]:
+        return {f"{key}^T {key} = I": orthogonality_defect(t[key]) for key in ("U", "V")}
 
     @torch.no_grad()
     def before_step(self, states: States) -> None:
@@ -67,8 +58,10 @@ class Stiefel(LoRA):
         for state in states:
             for key, left in state.scratch.pop("left").items():
                 alike[left.shape, left.dtype, left.device].append((left, state.t[key]))
-        for pairs in alike.values():  # one batched retraction for all factors of a shape
+        for (shape, *_), pairs in alike.items():  # one batched retraction for all factors of a shape
             X = torch.stack([left for left, _ in pairs])
-            Y = polar(X + tangent(X, torch.stack([arrived for _, arrived in pairs]) - X))
-            for (_, arrived), retracted in zip(pairs, Y, strict=True):
+            D = tangent(X, self.pace(shape[0], states) * (torch.stack([arrived for _, arrived in pairs]) - X))
+            if not bool(D.isfinite().all()):
+                raise FloatingPointError("a retraction needs finite steps: the training has diverged")
+            for (_, arrived), retracted in zip(pairs, RETRACTIONS[self.retraction](X, D), strict=True):
                 arrived.copy_(retracted)
