@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 import variants  # noqa: F401  registers the methods
-from tests.variants.laws import Case, adapted, close, host_of, linear, move
-from tests.variants.oracles import singular_part
+from tests.variants.models import host_of
+from tests.variants.oracles.dense import singular_part
 from variants.core import Init, Variant, attach, create, layer_states, names
+from variants.core.cases import Case, adapted, close, linear, move
 from variants.core.linalg import orthogonality_defect, random_orthonormal
 from variants.dora import DoRA
 from variants.lora import LoRA
@@ -47,10 +48,20 @@ def eye(n: int) -> Tensor:
 
 def test_declarations() -> None:
     """Pinned here, so that a law which depends on a declaration cannot be escaped by changing it."""
-    assert [n for n in names() if not create(n).exact_init] == ["lora_xs"]
-    assert [n for n in names() if not create(n).mergeable] == []
-    assert [n for n in names() if create(n).needs] == []
-    assert [n for n in names() if not create(n).layerwise()] == ["full", "probe"]
+    made = {name: create(name) for name in names()}
+    assert [n for n in made if not made[n].exact_init] == ["kasa", "lora_one", "lora_sb", "lora_xs", "stella"]
+    assert [n for n in made if not made[n].mergeable] == ["adapter"]
+    assert {n: set(made[n].needs) for n in made if made[n].needs} == {
+        "corda": {"covariance"},
+        "eva": {"covariance", "mean"},
+        "lora_ga": {"gradient"},
+        "lora_null": {"covariance"},
+        "lora_one": {"gradient"},
+        "lora_sb": {"gradient"},
+    }
+    others = {"full": "base", "bitfit": "base", "probe": "head"}
+    assert {n: made[n].trains for n in made if made[n].trains != "layers"} == others
+    assert [n for n in made if made[n].expected_failures] == []
     assert create("full").trains_base("any.weight")
     assert not create("probe").trains_base("any.weight")
 
