@@ -17,15 +17,16 @@ from evaluation.store import Store, writing
 from variants.core import method
 
 
-def make_plan(name: str, changes: dict[str, str], device: str, plugins: list[Path]) -> Plan:
+def make_plan(name: str, changes: dict[str, str], device: str, plugins: list[str]) -> Plan:
     """Reads a suite, fetches what it needs and digests it.
 
     Raises:
         Unusable: anything in the suite, the plug-ins, the device or the downloads cannot be used.
     """
     load_plugins(plugins)
-    suite = resolve(load_suite(name, changes))
+    raw = load_suite(name, changes)
     device_type = resolve_device(device).type
+    suite = resolve(raw)
     prefetch(suite.model)
     identity = Identity(
         model=digest_of(suite.model),

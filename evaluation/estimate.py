@@ -10,10 +10,11 @@ import torch
 from evaluation.clock import Clock
 from evaluation.data import training_batches
 from evaluation.execute import Workbench
+from evaluation.mounting import mounted
 from evaluation.protocol import Plan, Tally
-from evaluation.spec import Method, Record
+from evaluation.spec import Entry, Record
 from evaluation.training import Classifier, Trainer, logits
-from variants.core import attach, create, detach
+from variants.core import create
 
 
 def estimate(plan: Plan, records: dict[str, Record], workers: int) -> tuple[list[dict[str, Any]], float]:
@@ -25,8 +26,8 @@ def estimate(plan: Plan, records: dict[str, Record], workers: int) -> tuple[list
     torch.set_num_threads(1)
     try:
         bench = Workbench(plan.suite.model, plan.suite.benchmark, torch.device(plan.device))
-        bench.check({entry.label: entry.method for entry in plan.suite.methods}, plan.suite.where, plan.suite.training)
-        probes = {entry.label: _seconds_of_runs(plan, entry.method, bench) for entry in plan.suite.methods}
+        bench.check(plan.suite)
+        probes = {entry.label: _seconds_of_runs(plan, entry, bench) for entry in plan.suite.methods}
     finally:
         torch.set_num_threads(threads)
     rows, total = [], 0.0
@@ -46,16 +47,16 @@ def _seconds(plan: Plan, probes: dict[str, dict[str, float]], tally: Tally) -> f
     return sum(p["step"] for p in probes.values()) * (plan.suite.speed.warmup + plan.suite.speed.rounds)
 
 
-def _seconds_of_runs(plan: Plan, spec: Method, bench: Workbench) -> dict[str, float]:
+def _seconds_of_runs(plan: Plan, entry: Entry, bench: Workbench) -> dict[str, float]:
     """Seconds of one step, of a search run and of a final run of one method."""
-    variant, training = create(spec.name, spec.hyperparameters), plan.suite.training
+    variant, training = create(entry.method.name, entry.method.hyperparameters), plan.suite.training
     data = bench.data(training.max_length, plan.suite.limit)
+    where = plan.suite.layers_of(entry)
     began = time.perf_counter()
-    attach(bench.base.encoder, variant, plan.suite.where)
-    attached = time.perf_counter() - began
-    try:
+    with mounted(bench.base.encoder, variant, where, stats=bench.sample(variant, where)) as encoder:
+        attached = time.perf_counter() - began
         clock, evaluation = Clock(bench.device), Clock(bench.device)
-        model = Classifier(bench.base.encoder, bench.base.hidden, data.classes, 0).to(bench.device)
+        model = Classifier(encoder, bench.base.hidden, data.classes, 0).to(bench.device)
         trainer = Trainer(model, variant, training, 1e-9, clock)
         batches = training_batches(data.train, training.batch_size, 0)
         for i in range(5):
@@ -63,10 +64,10 @@ def _seconds_of_runs(plan: Plan, spec: Method, bench: Workbench) -> dict[str, fl
             if i == 1:  # the first steps also warm up
                 trainer.clock = clock = Clock(bench.device)
         logits(model, data.validation.head(64), evaluation, bench.device)
-    finally:
-        detach(bench.base.encoder, merge=False)
     step = sum(clock.seconds().values()) / 3
     item = sum(evaluation.seconds().values()) / min(64, len(data.validation))
+    if variant.needs:  # a backward pass for each of its batches
+        attached += plan.suite.calibration.batches * step
     search = attached + training.steps * step + len(data.validation) * item
     final = attached + training.steps * step + len(data.test) * item
     if plan.suite.merging:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,18 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.benchmarks import load_benchmark
+from evaluation.calibration import Statistics, calibrate, digest
 from evaluation.clock import Clock
 from evaluation.data import Data, axis_seed, tokenise, training_batches
 from evaluation.machine import environment
 from evaluation.measures.merging import merging
 from evaluation.measures.parameters import parameters
 from evaluation.measures.score import score
-from evaluation.measures.speed import speed
+from evaluation.measures.speed import random_batch, speed
 from evaluation.models import Base, load_base
+from evaluation.mounting import mounted
 from evaluation.protocol import source_digest
-from evaluation.spec import Method, Record, ScoreRun, SpeedRun, Training, Unusable, key
+from evaluation.spec import Calibration, Record, ScoreRun, SpeedRun, Suite, Unusable, key
 from evaluation.training import Classifier, Diverged, Trainer, logits, seeded
-from variants.core import Refused, Variant, attach, create, detach, method
+from variants.core import Refused, Variant, create, method
 
 
 @dataclass
@@ -52,19 +55,26 @@ class Workbench:
             if source_digest(method(name)) != planned:
                 raise ValueError(f"the code of {name} is not, or no longer, what the run was planned for")
 
-    def check(self, methods: dict[str, Method], where: tuple[str, ...], training: Training) -> None:
-        """Puts every method on the model and takes it off again.
+    def check(self, suite: Suite) -> None:
+        """Puts every method of a suite on the model and takes it off again.
 
         Raises:
             Unusable: one of them cannot work here.
         """
-        for label, chosen in methods.items():
-            variant = create(chosen.name, chosen.hyperparameters)
+        for entry in suite.methods:
             try:
-                attach(self.base.encoder, variant, where, dropout=training.adapter_dropout)
+                variant, where = create(entry.method.name, entry.method.hyperparameters), suite.layers_of(entry)
+                stats = self.sample(variant, where)
+                with mounted(self.base.encoder, variant, where, 0, suite.training.adapter_dropout, stats):
+                    pass
             except Refused as error:
-                raise Unusable(f"{label}: {error}") from error
-            detach(self.base.encoder, merge=False)
+                raise Unusable(f"{entry.label}: {error}") from error
+
+    def sample(self, variant: Variant, where: tuple[str, ...]) -> Statistics:
+        """What a method needs to be tried out: statistics of a few made-up tokens; empty where it needs none."""
+        batch = random_batch(2, 4, self.base.encoder, classes=2).to(self.device)
+        model = Classifier(self.base.encoder, self.base.hidden, 2, seed=0).to(self.device)
+        return calibrate(model, where, variant.needs, [batch])
 
 
 def execute(run: ScoreRun | SpeedRun, bench: Workbench) -> Record:
@@ -103,12 +113,20 @@ def _score(run: ScoreRun, bench: Workbench, clock: Clock, measures: dict[str, An
     """Trains and measures; what was measured before a divergence stays in ``measures``."""
     data = bench.data(run.training.max_length, run.limit)
     variant = create(run.method.name, run.method.hyperparameters)
-    encoder = bench.base.encoder
-    stock = {path: p.detach().clone() for path, p in encoder.named_parameters()} if run.merging else {}
-    with clock("attach"):
-        attach(encoder, variant, run.where, axis_seed("adapter", run.seed), dropout=run.training.adapter_dropout)
-    try:
-        model = Classifier(encoder, bench.base.hidden, data.classes, axis_seed("head", run.seed)).to(bench.device)
+    base = bench.base.encoder
+    stock = {path: p.detach().clone() for path, p in base.named_parameters()} if run.merging else {}
+    head_seed, adapter_seed = axis_seed("head", run.seed), axis_seed("adapter", run.seed)
+    stats: Statistics | None = None
+    if run.calibration is not None:
+        with clock("calibration"):
+            head = Classifier(base, bench.base.hidden, data.classes, head_seed).to(bench.device)
+            stats = _calibrated(run, run.calibration, head, variant, data)
+        measures["calibration"] = {"digest": digest(stats), "layers": len(stats)}
+    with ExitStack() as stack:
+        with clock("attach"):
+            dropout = run.training.adapter_dropout
+            encoder = stack.enter_context(mounted(base, variant, run.where, adapter_seed, dropout, stats))
+        model = Classifier(encoder, bench.base.hidden, data.classes, head_seed).to(bench.device)
         measures["parameters"] = parameters(encoder, variant)
         measures["training"] = {"loss": []}
         _train(run, model, variant, data, bench.device, clock, measures["training"]["loss"])
@@ -119,12 +137,15 @@ def _score(run: ScoreRun, bench: Workbench, clock: Clock, measures: dict[str, An
         measures["score"] = score(outputs, split)
         if run.merging:
             measures["merging"] = merging(model, variant, stock, split, run.merging, clock)
-    finally:
-        detach(encoder, merge=False)
-        encoder.zero_grad()  # whatever happened: the next run trains on the same parameters
-        encoder.eval()  # base dropout, after a divergence
     if run.merging:
-        measures["merging"]["restored"] = same_bits(encoder, stock)
+        measures["merging"]["restored"] = same_bits(base, stock)
+
+
+def _calibrated(run: ScoreRun, spec: Calibration, model: Classifier, variant: Variant, data: Data) -> Statistics:
+    order = training_batches(data.train, spec.batch_size, axis_seed("calibration", run.seed))
+    device = model.head.weight.device
+    batches = (data.train.batch(next(order)).to(device) for _ in range(spec.batches))
+    return calibrate(model, run.where, variant.needs, batches, run.training.precision)
 
 
 def _train(

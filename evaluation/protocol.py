@@ -17,9 +17,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from evaluation.architectures import architecture, layers
+from evaluation.sizes import parsed_budget
 from evaluation.spec import Entry, Identity, Merging, Method, Record, ScoreRun, SpeedRun, Suite, Unusable, key
 from variants import core
-from variants.core import UnknownHyperparameter, UnknownMethod, Variant, create, method
+from variants.core import Refused, UnknownHyperparameter, UnknownMethod, Variant, create, method
+from variants.core.budget import largest
 
 SEARCH_SEED = 0
 
@@ -92,7 +95,9 @@ class Plan:
         assert self.suite.speed is not None
         return SpeedRun(
             methods={entry.label: entry.method for entry in self.suite.methods},
+            places={entry.label: entry.where for entry in self.suite.methods if entry.where},
             baseline=self.suite.baseline,
+            where=self.suite.where,
             speed=self.suite.speed,
             threads=self.threads,
             **self._common(self.suite.methods),
@@ -103,7 +108,7 @@ class Plan:
         if entry.lr is not None:
             return entry.lr
         cls = method(entry.method.name)
-        return self.suite.training.head_lr if cls.head_only else self.suite.protocol.lr * cls.lr_ratio
+        return self.suite.training.head_lr if cls.trains == "head" else self.suite.protocol.lr * cls.lr_ratio
 
     def _score_run(self, entry: Entry, stage: Literal["search", "final"], rate: float, seed: int) -> ScoreRun:
         merging: Merging | None = self.suite.merging if stage == "final" and seed == 1 else None
@@ -113,7 +118,9 @@ class Plan:
             lr=rate,
             seed=seed,
             split="validation" if stage == "search" else "test",
+            where=self.suite.layers_of(entry),
             merging=merging,
+            calibration=self.suite.calibration if method(entry.method.name).needs else None,
             **self._common((entry,)),
         )
 
@@ -124,7 +131,6 @@ class Plan:
         return {
             "model": suite.model,
             "benchmark": suite.benchmark,
-            "where": suite.where,
             "limit": suite.limit,
             "training": suite.training,
             "device": self.device,
@@ -133,17 +139,36 @@ class Plan:
 
 
 def resolve(suite: Suite) -> Suite:
-    """The suite with every hyperparameter of every method spelt out.
+    """The suite with every hyperparameter of every method spelt out, sizes by its budget included.
 
     Raises:
-        Unusable: an unknown method or hyperparameter, or the same method twice.
+        Unusable: an unknown method or hyperparameter, the same method twice, or a budget that a method cannot meet.
     """
-    entries = tuple(_resolved(entry) for entry in suite.methods)
+    entries = tuple(_resolved(_sized(suite, entry)) for entry in suite.methods)
     for i, entry in enumerate(entries):
         for other in entries[:i]:
             if entry.method == other.method:  # their runs could not be told apart
                 raise Unusable(f"{other.label!r} and {entry.label!r} are the same method with the same hyperparameters")
     return suite.model_copy(update={"methods": entries})
+
+
+def _sized(suite: Suite, entry: Entry) -> Entry:
+    """The entry with the largest size within the suite's budget, if there is one to choose."""
+    if suite.budget is None:
+        return entry
+    given = entry.method.hyperparameters
+    try:
+        cls = method(entry.method.name)
+        if cls.trains != "layers" or not cls.size or cls.size in given:
+            return entry
+        variant = create(entry.method.name, given)  # says what is wrong with the other hyperparameters
+        found = architecture(suite.model)
+        shapes = layers(found, suite.layers_of(entry)).values()
+        sized = largest(type(variant), given, shapes, parsed_budget(suite.budget, found.parameters))
+    except (UnknownMethod, UnknownHyperparameter, Refused) as error:
+        raise Unusable(f"{entry.label}: {error}") from error
+    chosen = Method(name=entry.method.name, hyperparameters={**given, cls.size: getattr(sized, cls.size)})
+    return entry.model_copy(update={"method": chosen})
 
 
 def _resolved(entry: Entry) -> Entry:
@@ -184,8 +209,7 @@ def costly_first(entries: tuple[Entry, ...]) -> list[Entry]:
     """Methods that train the base first and head-only ones last: long runs at the end would leave workers idle."""
 
     def rank(entry: Entry) -> int:
-        cls = method(entry.method.name)
-        return 2 if cls.head_only else int(cls.layerwise())
+        return ("base", "layers", "head").index(method(entry.method.name).trains)
 
     return sorted(entries, key=rank)
 
@@ -196,7 +220,8 @@ def source_digest(cls: type[Variant]) -> str:
     It is part of every run's key: a changed method is computed again.
     """
     modules = [inspect.getmodule(c) for c in cls.__mro__ if issubclass(c, Variant) and c is not Variant]
-    return _digest_of_sources(inspect.getsource(m) for m in dict.fromkeys(modules) if m)
+    release = f"release = {getattr(cls, 'release', '')!r}"  # of the library whose method it is
+    return _digest_of_sources([release, *(inspect.getsource(m) for m in dict.fromkeys(modules) if m)])
 
 
 def harness_digest() -> str:
@@ -205,7 +230,7 @@ def harness_digest() -> str:
     this one's."""
     here = Path(__file__).parent
     files = [*Path(core.__file__).parent.glob("*.py"), *(here / "measures").glob("*.py")]
-    files += [here / name for name in ("data.py", "execute.py", "training.py")]
+    files += [here / f"{name}.py" for name in ("calibration", "data", "execute", "mounting", "peers", "training")]
     versions = [f"{name} = {version(name)!r}" for name in ("numpy", "torch", "transformers")]
     return _digest_of_sources([path.read_text(encoding="utf-8") for path in sorted(files)] + versions)
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from variants.core.registry import suggestion
 
-FORMAT = 1  # raise when the meaning of a run or a record changes: older records are then computed again
+FORMAT = 2  # raise when the meaning of a run or a record changes: older records are then computed again
 SUITES = Path(__file__).parent / "suites"
 
 # Strict: `steps = true` and `base_dropout = "no"` are mistakes, not the numbers that Python could read into them.
@@ -55,11 +55,13 @@ class Method(_Frozen):
 
 
 class Entry(_Frozen):
-    """A method as a suite lists it: under a label, and perhaps with its own centre of the learning-rate grid."""
+    """A method as a suite lists it: under a label, perhaps with its own centre of the learning-rate grid, and on layers
+    of its own (a bottleneck adapter belongs elsewhere than LoRA)."""
 
     label: str
     method: Method
     lr: Positive | None = None
+    where: Names | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -68,7 +70,7 @@ class Entry(_Frozen):
             return value
         if "name" not in value:
             raise ValueError("a method needs a `name`")
-        own = {k: v for k, v in value.items() if k in ("label", "lr")}
+        own = {k: v for k, v in value.items() if k in ("label", "lr", "where")}
         return {"label": value["name"], **own, "method": {k: v for k, v in value.items() if k not in own}}
 
 
@@ -115,6 +117,13 @@ class Speed(_Frozen):
     rounds: Count = 15
 
 
+class Calibration(_Frozen):
+    """How much training data a method sees whose start depends on gradients or on a layer's inputs."""
+
+    batches: Count = 8
+    batch_size: Count = 16
+
+
 class Suite(_Frozen):
     """A comparison: which methods, on what, how."""
 
@@ -128,7 +137,14 @@ class Suite(_Frozen):
     protocol: Protocol = Protocol()
     merging: Annotated[Merging | None, BeforeValidator(_off)] = Merging()
     speed: Annotated[Speed | None, BeforeValidator(_off)] = Speed()
+    calibration: Calibration = Calibration()
     limit: Count | None = None  # at most so many examples of each split, for tests
+    # Trainable parameters for every method that has a size and does not give it: a number, or a share such as "0.3%".
+    budget: Annotated[str, BeforeValidator(lambda v: str(v) if type(v) is int else v)] | None = None
+
+    def layers_of(self, entry: Entry) -> tuple[str, ...]:
+        """The patterns of the layers which a method goes onto."""
+        return entry.where or self.where
 
     @model_validator(mode="after")
     def _consistent(self) -> Suite:
@@ -167,6 +183,7 @@ class ScoreRun(_Frozen):
     limit: Count | None
     training: Training
     merging: Merging | None
+    calibration: Calibration | None = None  # only for methods that need one
     device: str
     identity: Identity
 
@@ -179,6 +196,7 @@ class SpeedRun(_Frozen):
     benchmark: str
     where: Names
     methods: dict[str, Method]  # label -> method
+    places: dict[str, Names] = Field(default_factory=dict)  # label -> where, for methods with layers of their own
     baseline: str  # the label that ratios are to
     limit: Count | None
     training: Training
@@ -266,6 +284,7 @@ def _known_keys(place: tuple[int | str, ...]) -> list[str]:
         "protocol": Protocol,
         "merging": Merging,
         "speed": Speed,
+        "calibration": Calibration,
     }
     model: type[BaseModel] = sections.get(str(place[0]), Suite) if len(place) > 1 else Suite
     return list(model.model_fields)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from evaluation.clock import Clock
 from evaluation.data import Batch, Split, evaluation_batches
+from evaluation.peers import states_of, train_branches
 from evaluation.spec import Training
-from variants.core import Variant, layer_states, trainable_parameters
-from variants.core.host import hosts
+from variants.core import Variant, trainable_parameters
 from variants.core.linalg import raised
 
 
@@ -36,6 +36,7 @@ class Classifier(nn.Module):
 
     def features(self, batch: Batch) -> Tensor:  # shape: (rows, hidden)
         hidden = self.encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+        hidden = hidden[:, -batch.attention_mask.shape[1] :]  # a peer may have put virtual tokens in front
         mask = batch.attention_mask.unsqueeze(-1).to(hidden.dtype)
         return (hidden * mask).sum(1) / mask.sum(1)
 
@@ -56,7 +57,7 @@ class Trainer:
         self.model, self.variant, self.training, self.clock = model, variant, training, clock
         self.total = total or training.steps
         self.done = 0
-        self.states = layer_states(model.encoder)
+        self.states = states_of(model.encoder)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
             self._groups(lr), lr=lr, weight_decay=training.weight_decay, fused=True, betas=(0.9, 0.999)
@@ -67,8 +68,7 @@ class Trainer:
         model.eval()
         if training.base_dropout:
             model.train()
-        for host in hosts(model.encoder).values():
-            host.train()  # only the adapter branch's dropout
+        train_branches(model.encoder)
 
     def _groups(self, lr: float) -> list[dict[str, object]]:
         groups = self.variant.param_groups(self.states, lr)
@@ -77,7 +77,7 @@ class Trainer:
         adapters = {id(p) for state in self.states for p in state.t.values() if p.requires_grad}
         if adapters - grouped:
             raise ValueError(f"{self.variant.name}.param_groups leaves {len(adapters - grouped)} trainable tensors out")
-        head_lr = lr if self.variant.head_only else self.training.head_lr
+        head_lr = lr if self.variant.trains == "head" else self.training.head_lr
         groups += [{"params": base, "lr": lr}, {"params": list(self.model.head.parameters()), "lr": head_lr}]
         return [group for group in groups if group["params"]]
 
@@ -102,7 +102,6 @@ class Trainer:
             self.variant.before_step(self.states)
         with self.clock("optimiser"):
             self.optimiser.step()
-            self.optimiser.zero_grad()
             self.schedule.step()
         self.done += 1
         with self.clock("hooks"):
@@ -110,6 +109,8 @@ class Trainer:
                 self.variant.after_step(self.states, self.done, self.total)
             except ArithmeticError as error:  # a step so long that there is nothing to retract
                 raise Diverged(f"{error} (step {self.done})") from error
+        with self.clock("optimiser"):
+            self.optimiser.zero_grad()
         return value
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:

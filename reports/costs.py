@@ -55,6 +55,8 @@ def _merging_rows(results: Results, label: str) -> list[tuple[Cell, ...]]:
 
 
 def _merge_remark(merge: Json) -> str:
+    if merge.get("mergeable", True) is None:
+        return "not measured"
     if not merge.get("mergeable", True):
         return "cannot be merged"
     if overflowed := [dtype for dtype, values in merge.get("dtypes", {}).items() if values.get("overflow")]:

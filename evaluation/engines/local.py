@@ -17,11 +17,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import connection, get_context, parent_process
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.protocol import Plan
-from evaluation.spec import Method, Record, ScoreRun, SpeedRun, Training, Unusable, key
+from evaluation.spec import Record, ScoreRun, SpeedRun, Suite, Unusable, key
 from evaluation.store import Store
 
 if TYPE_CHECKING:
@@ -66,11 +65,11 @@ class LocalEngine:
 
     Args:
         workers: processes for score runs.
-        plugins: files with further methods, imported in every worker.
+        plugins: files or modules with further methods, imported in every worker.
         show: called with the progress whenever something starts or ends, and about twice a second.
     """
 
-    def __init__(self, plan: Plan, store: Store, workers: int, plugins: list[Path], show: Callable[[Progress], None]):
+    def __init__(self, plan: Plan, store: Store, workers: int, plugins: list[str], show: Callable[[Progress], None]):
         self.plan, self.store, self.workers, self.plugins, self.show = plan, store, workers, plugins, show
         self.pool: ProcessPoolExecutor | None = None
         self.futures: dict[Future[Record], tuple[ScoreRun | SpeedRun, float]] = {}
@@ -184,11 +183,9 @@ class LocalEngine:
 
     def _check(self) -> None:
         """Tries every method on the model before anything is stored; meanwhile the other workers load."""
-        methods = {entry.label: entry.method for entry in self.plan.suite.methods}
         pool = self._executor()
-        where, training = self.plan.suite.where, self.plan.suite.training
-        checks = [pool.submit(_check, methods, where, training)]
-        checks += [pool.submit(_check, {}, where, training) for _ in range(self.workers - 1)]
+        checks = [pool.submit(_check, self.plan.suite)]
+        checks += [pool.submit(_check, None) for _ in range(self.workers - 1)]
         for check in checks:
             try:
                 problem = check.result()
@@ -247,15 +244,18 @@ _setup: tuple[str, str, str] | None = None
 _bench: Workbench | None = None
 
 
-def _start(model: str, benchmark: str, device: str, plugins: list[Path]) -> None:
+def _start(model: str, benchmark: str, device: str, plugins: list[str]) -> None:
     global _setup
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     import torch
 
+    from evaluation.assets import cache_root
     from evaluation.plugins import load_plugins
+    from variants.core import cache
 
     torch.set_num_threads(1)
+    cache.keep_in(cache_root() / "decompositions")
     load_plugins(plugins)
     _setup = model, benchmark, device
 
@@ -279,9 +279,12 @@ def _workbench() -> Workbench:
     return _bench
 
 
-def _check(methods: dict[str, Method], where: tuple[str, ...], training: Training) -> str | None:
+def _check(suite: Suite | None) -> str | None:
+    """What is wrong with a suite on the model; with None, nothing is tried: the worker only loads."""
     try:
-        _workbench().check(methods, where, training)
+        bench = _workbench()
+        if suite:
+            bench.check(suite)
     except Unusable as problem:
         return str(problem)
     except Exception as error:  # a method's own code, on this model: anything may come

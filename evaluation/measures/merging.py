@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from evaluation.clock import Clock
 from evaluation.data import Split
+from evaluation.peers import is_peer
 from evaluation.spec import Merging
 from evaluation.training import Classifier, logits
-from variants.core import Variant, trainable_parameters
+from variants.core import Variant, merged, trainable_parameters
 from variants.core.host import hosts
 
 
@@ -31,14 +32,15 @@ def merging(
         base: the base's parameters by path, as they were before training.
 
     Returns:
-        items; mergeable; and per dtype
+        items; mergeable (None for a peer, where it is not measured); and per dtype
         effect: ||adapted - base|| / ||base||, of the logits.
         error: ||merged - adapted|| / ||adapted - base||; None where the method does not change the base's outputs.
         max_logit_change, flipped (share of items whose prediction changes), accuracy_adapted, accuracy_merged.
         overflow: True where the dtype cannot hold the weights, so that outputs are not finite; the rest is then None.
     """
     split = split.head(spec.items)
-    result: dict[str, Any] = {"items": len(split), "mergeable": variant.mergeable, "dtypes": {}}
+    mergeable = None if is_peer(model.encoder) else variant.mergeable
+    result: dict[str, Any] = {"items": len(split), "mergeable": mergeable, "dtypes": {}}
     if not variant.mergeable:
         return result
     for host in hosts(model.encoder).values():
@@ -52,8 +54,8 @@ def merging(
                 stock = logits(model, split, clock, device)
             adapted = logits(model, split, clock, device)
             with stored_merged(model.encoder, dtype):
-                merged = logits(model, split, clock, device)
-        result["dtypes"][name] = compared(stock, adapted, merged, gold)
+                folded = logits(model, split, clock, device)
+        result["dtypes"][name] = compared(stock, adapted, folded, gold)
     return result
 
 
@@ -119,16 +121,8 @@ def without_adaptation(encoder: nn.Module, base: dict[str, Tensor], dtype: torch
 @contextmanager
 def stored_merged(encoder: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Inside, the encoder is what a merged checkpoint in ``dtype`` would hold."""
-    merged = {host.weight: through(host.oriented(host.effective_weight()), dtype) for host in hosts(encoder).values()}
     trained = {
         p: through(p, dtype) for path, p in trainable_parameters(encoder).items() if ".adapter." not in f".{path}"
     }
-    switches = [host.switch for host in hosts(encoder).values()]
-    with swapped(trained | merged):
-        for switch in switches:
-            switch.merged = True
-        try:
-            yield
-        finally:
-            for switch in switches:
-                switch.merged = False
+    with merged(encoder, dtype), swapped(trained):
+        yield

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
+from evaluation import peers
+from evaluation.peers import is_peer
 from variants.core import Variant, adapter_state, trainable_parameters
 from variants.core.host import hosts
 
@@ -16,7 +18,8 @@ def parameters(encoder: nn.Module, variant: Variant) -> dict[str, Any]:
 
     Returns:
         trainable: numbers that training changes, counted in the tensors.
-        closed_form: the same from ``parameter_count``; for methods that train the base itself, from the base's shapes.
+        closed_form: the same from ``parameter_count``; for methods that train the base itself, from the base's shapes;
+            None for a peer.
         stored_bytes: size of the adapter file, bases included where a method keeps them.
         left_after_merging: parameters beyond the base's after merging; None where merging is impossible.
         base: parameters of the base model.
@@ -25,21 +28,43 @@ def parameters(encoder: nn.Module, variant: Variant) -> dict[str, Any]:
     Raises:
         ValueError: closed form and tensors disagree.
     """
+    if is_peer(encoder):
+        return _of_peer(encoder)
     adapted = hosts(encoder).values()
     trainable = sum(p.numel() for p in trainable_parameters(encoder).values())
     adapters = {id(p) for host in adapted for p in host.adapter.parameters()}
     base = {path: p.numel() for path, p in encoder.named_parameters() if id(p) not in adapters}
-    shapes = [host.original_dense().shape for host in adapted]
-    closed_form = sum(variant.parameter_count(out, in_) for out, in_ in shapes)
+    closed_form = sum(
+        host.carried(name).variant.parameter_count(*host.original_dense().shape)
+        for host in adapted
+        for name in host.adapter
+    )
     closed_form += sum(size for path, size in base.items() if variant.trains_base(path))
     if closed_form != trainable:
         raise ValueError(f"{variant.name}: parameter_count says {closed_form}, the tensors hold {trainable}")
-    state = {path: tensor.contiguous() for path, tensor in adapter_state(encoder).items()}
     return {
         "trainable": trainable,
         "closed_form": closed_form,
-        "stored_bytes": len(save(state)) if state else 0,
+        "stored_bytes": _file_size(adapter_state(encoder)),
         "left_after_merging": 0 if variant.mergeable else None,
         "base": sum(base.values()),
         "share": trainable / sum(base.values()),
     }
+
+
+def _of_peer(encoder: nn.Module) -> dict[str, Any]:
+    """A peer's library says itself what it stores; what was there before is every parameter that is frozen."""
+    trainable = sum(p.numel() for p in trainable_parameters(encoder).values())
+    base = sum(p.numel() for p in encoder.parameters() if not p.requires_grad)
+    return {
+        "trainable": trainable,
+        "closed_form": None,
+        "stored_bytes": _file_size(peers.tensors(encoder)),
+        "left_after_merging": None,
+        "base": base,
+        "share": trainable / base,
+    }
+
+
+def _file_size(tensors: dict[str, Tensor]) -> int:
+    return len(save({path: tensor.detach().contiguous() for path, tensor in tensors.items()})) if tensors else 0

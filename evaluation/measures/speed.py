@@ -22,12 +22,15 @@ import torch
 from scipy.stats import binom
 from torch import Tensor, nn
 
+from evaluation.calibration import calibrate
 from evaluation.clock import Clock
 from evaluation.data import Batch
 from evaluation.measures.memory import peak_bytes, saved_bytes, step_memory
-from evaluation.spec import Method, SpeedRun
+from evaluation.peers import Peer
+from evaluation.spec import SpeedRun
 from evaluation.training import Classifier, Trainer, autocast, seeded
 from variants.core import attach, create, merged
+from variants.core.cache import not_kept
 
 PHASES = ("forward", "backward", "optimiser", "hooks")
 
@@ -65,9 +68,7 @@ def speed(run: SpeedRun, encoder: nn.Module, hidden: int, classes: int, device: 
 
 def _measure(run: SpeedRun, encoder: nn.Module, hidden: int, classes: int, device: torch.device) -> dict[str, Any]:
     batch = random_batch(run.speed.batch_size, run.speed.tokens, encoder, classes).to(device)
-    contestants = {
-        label: contestant(run, method, encoder, hidden, classes, device) for label, method in run.methods.items()
-    }
+    contestants = {label: contestant(run, label, encoder, hidden, classes, device) for label in run.methods}
     floor = Floor(Classifier(encoder, hidden, classes, seed=0).to(device), run.training.precision, Clock(device))
     steps: dict[str, Callable[[], object]] = {
         "\0floor": lambda: floor.step(batch),
@@ -143,15 +144,25 @@ def random_batch(rows: int, tokens: int, encoder: nn.Module, classes: int) -> Ba
 
 
 def contestant(
-    run: SpeedRun, spec: Method, encoder: nn.Module, hidden: int, classes: int, device: torch.device
+    run: SpeedRun, label: str, encoder: nn.Module, hidden: int, classes: int, device: torch.device
 ) -> Contestant:
     """A replica of the base with the method attached. Frozen parameters are shared, trained ones are its own."""
+    spec, where = run.methods[label], run.places.get(label, run.where)
     variant = create(spec.name, spec.hyperparameters)
     shared = {id(p): p for path, p in encoder.named_parameters() if not variant.trains_base(path)}
-    replica = copy.deepcopy(encoder, memo=shared)
-    began = time.perf_counter()
-    attach(replica, variant, run.where, seed=0, dropout=run.training.adapter_dropout)
-    init_seconds = time.perf_counter() - began
+    # A peer's library may write into the base which it is given: its copy shares nothing.
+    replica = copy.deepcopy(encoder, memo={} if isinstance(variant, Peer) else shared)
+    batch = random_batch(run.speed.batch_size, run.speed.tokens, encoder, classes).to(device)
+    stock = Classifier(replica, hidden, classes, seed=0).to(device)
+    stats = calibrate(stock, where, variant.needs, [batch], run.training.precision)
+    dropout = run.training.adapter_dropout
+    with not_kept():  # decompositions count
+        began = time.perf_counter()
+        if isinstance(variant, Peer):
+            replica = variant.wrap(replica, list(where), 0, dropout)
+        else:
+            attach(replica, variant, where, seed=0, dropout=dropout, stats=stats)
+        init_seconds = time.perf_counter() - began
     model = Classifier(replica, hidden, classes, seed=0).to(device)
     # Small rates, by a warm-up that hardly begins: the arithmetic is the same at every rate, and random labels must not
     # make it diverge. But not smaller still: numbers below 1e-38, which are slow, would enter the optimiser's moments.

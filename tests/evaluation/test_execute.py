@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from evaluation import execute as module
+from evaluation import execute as module, mounting
 from evaluation.benchmarks import load_benchmark
 from evaluation.data import axis_seed, training_batches
 from evaluation.execute import Workbench, execute
 from evaluation.machine import resolve_device
 from evaluation.models import load_base
-from evaluation.spec import Identity, Method, Record, ScoreRun, SpeedRun, Training, Unusable, key
+from evaluation.spec import Identity, Record, ScoreRun, SpeedRun, Suite, Unusable, key
 from evaluation.training import Diverged, Trainer
 from tests.evaluation import toy
 from variants.core import attach
@@ -200,7 +200,7 @@ def forget_to_detach(encoder: nn.Module, *, merge: bool) -> None:
 
 
 def test_a_base_that_stays_trained_is_caught(monkeypatch):
-    monkeypatch.setattr(module, "detach", forget_to_detach)
+    monkeypatch.setattr(mounting, "detach", forget_to_detach)
     assert not unaffected(monkeypatch, toy.run("full", merging=None), toy.run("lora", merging=None))
     record = execute(toy.run("full"), toy.bench(monkeypatch))
     assert record.measures["merging"]["restored"] is False
@@ -287,14 +287,20 @@ def test_a_run_planned_for_something_else_is_refused(monkeypatch, changes):
 
 def test_check_names_the_method_that_cannot_work_here(monkeypatch):
     bench = toy.bench(monkeypatch)
-    fitting = {name: Method(name=name, hyperparameters=toy.METHODS[name]) for name in toy.METHODS}
-    bench.check(fitting, toy.WHERE, Training())
+
+    def suite(where: tuple[str, ...], **methods: dict[str, Any]) -> Suite:
+        entries = [{"label": label, "name": label.partition(" ")[0], **given} for label, given in methods.items()]
+        return Suite(name="s", model="toy", benchmark="toy", where=where, methods=entries)
+
+    bench.check(suite(toy.WHERE, **toy.METHODS))
     assert untouched(bench)
-    with pytest.raises(Unusable, match=r"too big: lora on .*rank 17 does not fit a 16 x 16 layer"):
-        bench.check({**fitting, "too big": Method(name="lora", hyperparameters={"rank": 17})}, toy.WHERE, Training())
+    with pytest.raises(Unusable, match=r"lora too big: lora on .*rank 17 does not fit a 16 x 16 layer"):
+        bench.check(suite(toy.WHERE, **toy.METHODS, **{"lora too big": {"rank": 17}}))
     assert untouched(bench)
     with pytest.raises(Unusable, match="matches no layer"):
-        bench.check(fitting, ("qurey",), Training())
+        bench.check(suite(("qurey",), **toy.METHODS))
+    with pytest.raises(Unusable, match="pissa: 'nowhere' matches no layer"):
+        bench.check(suite(toy.WHERE, **toy.METHODS | {"pissa": {"rank": 2, "where": ["nowhere"]}}))
     assert untouched(bench)
     attach(bench.base.encoder, module.create("lora"), toy.WHERE)
 

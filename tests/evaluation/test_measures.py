@@ -360,7 +360,7 @@ def test_merging_leaves_the_model_as_it_was(monkeypatch, name, fail_at):
 
 def contestants(names: tuple[str, ...], encoder: nn.Module) -> dict[str, Any]:
     run = toy.speed_run(names)
-    return {n: contestant(run, run.methods[n], encoder, toy.HIDDEN, toy.CLASSES, CPU) for n in names}
+    return {n: contestant(run, n, encoder, toy.HIDDEN, toy.CLASSES, CPU) for n in names}
 
 
 def storages(model: nn.Module, trained: bool) -> set[int]:

@@ -326,11 +326,22 @@ def test_the_digest_covers_what_a_method_extends(monkeypatch):
     getsource = protocol.inspect.getsource
 
     def edited(module: Any) -> str:
-        return getsource(module) + ("\nedited = 1" if module.__name__ == "variants.pissa" else "")
+        return getsource(module) + ("\nedited = 1" if module.__name__ == edits else "")
 
     monkeypatch.setattr(protocol.inspect, "getsource", edited)
+    edits = "variants.lora"
     after = {name: source_digest(method(name)) for name in toy.METHODS}
-    assert {name for name in before if before[name] != after[name]} == {"pissa", "milora"}
+    assert {name for name in before if before[name] != after[name]} == {"dora", "lora"}
+    edits = "variants.core.lowrank"
+    after = {name: source_digest(method(name)) for name in toy.METHODS}
+    assert {name for name in before if before[name] != after[name]} == {
+        "dora",
+        "lora",
+        "lora_xs",
+        "milora",
+        "pissa",
+        "stiefel",
+    }
 
 
 # ---- what is left ---------------------------------------------------------------------------------------------------

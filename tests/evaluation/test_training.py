@@ -113,7 +113,7 @@ class Slow:
 def slow_copy(t: Trainer, lr: float, **changes: Any) -> Slow:
     """The slow loop from where a trainer starts."""
     values = trained(t)
-    head_lr = lr if t.variant.head_only else t.training.head_lr
+    head_lr = lr if t.variant.trains == "head" else t.training.head_lr
     rates = {name: head_lr if name.startswith("head.") else lr for name in values}
     return Slow(toy.bert().double(), t.training, values, rates, getattr(t.variant, "scale", 1.0), **changes)
 
@@ -190,9 +190,9 @@ def test_a_broken_loop_is_caught(monkeypatch, case):
     elif place == "clip":
         monkeypatch.setattr(nn.utils, "clip_grad_norm_", broken)
     else:
-        monkeypatch.setattr(LoRA, "head_only", True)
+        monkeypatch.setattr(LoRA, "trains", "head")
         t = trainer("lora", 2e-2, torch.float64)
-        monkeypatch.setattr(LoRA, "head_only", False)
+        monkeypatch.setattr(LoRA, "trains", "layers")
         assert disagreement(t, slow_copy(t, 2e-2)) > 1e-4
         return
     assert off("lora", **SETTINGS["linear"]) > 1e-4
@@ -504,7 +504,7 @@ def test_the_clock_has_a_lap_for_every_phase():
     assert {phase: len(found) for phase, found in laps.items()} == {
         "forward": 3,
         "backward": 3,
-        "optimiser": 6,
+        "optimiser": 9,
         "hooks": 6,
     }
     assert t.clock.seconds() == {phase: sum(found) for phase, found in laps.items()}

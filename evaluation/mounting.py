@@ -1,0 +1,40 @@
+"""Putting a method on a base model the way a run uses it, whether it is one of ours or a peer from another library."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import nn
+
+from evaluation.peers import Peer
+from variants.core import Tensors, Variant, attach, detach
+
+
+@contextmanager
+def mounted(
+    encoder: nn.Module,
+    variant: Variant,
+    where: Iterable[str],
+    seed: int = 0,
+    dropout: float = 0.0,
+    stats: Mapping[str, Tensors] | None = None,
+) -> Iterator[nn.Module]:
+    """Inside, the yielded encoder carries the method; afterwards the base is what it was, bit for bit.
+
+    Our methods go onto the encoder itself. A peer gets a copy: its library may write into what it is given.
+
+    Raises:
+        Refused: the method cannot work here.
+    """
+    if isinstance(variant, Peer):
+        yield variant.wrap(copy.deepcopy(encoder), list(where), seed, dropout)
+        return
+    attach(encoder, variant, list(where), seed, dropout=dropout, stats=stats)
+    try:
+        yield encoder
+    finally:
+        detach(encoder, merge=False)
+        encoder.zero_grad()  # whatever happened: the next run trains on the same parameters
+        encoder.eval()  # base dropout, after a divergence
