@@ -108,6 +108,7 @@ if __name__ == "__main__":
 
 # ---- the verbs ------------------------------------------------------------------------------------------------------
 
+import dataclasses
 import json
 import logging
 import shlex
@@ -130,7 +131,7 @@ console = Console(width=None if sys.stdout.isatty() else 120, markup=False)
 SuiteName = Annotated[str, typer.Argument(help="Name of a shipped suite, or a TOML file.")]
 Out = Annotated[Path | None, typer.Option(help="Results folder; default results/SUITE.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Plugins = Annotated[list[Path], typer.Option("--plugin", help="Python file with further methods; may be repeated.")]
+Plugins = Annotated[list[str], typer.Option("--plugin", help="File or module with further methods; may be repeated.")]
 Changes = Annotated[list[str], typer.Option("--set", help="key=value, overrides the suite; may be repeated.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes for score runs; 0 means one a core (one on CUDA).")]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
@@ -270,14 +271,50 @@ def report(directory: Annotated[Path, typer.Argument(help="A results folder.")])
 
 
 @app.command()
-def variants(as_json: Json = False) -> None:
+def variants(
+    as_json: Json = False,
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
     """List the methods with what they can do.
 
     Example: python3 tasks.py variants --json
     """
     from evaluation.catalogue import capabilities
 
-    listing([capabilities(name) for name in method_names()], as_json)
+    listing([capabilities(name) for name in method_names(plugin)], as_json)
+
+
+@app.command()
+def check(
+    methods: Annotated[list[str], typer.Argument(help="Names of methods, files that define some, or all.")],
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Hold methods against the conformance suite.
+
+    Example: python3 tasks.py check lora my_variant.py
+    """
+    from evaluation.checking import check_methods, chosen_methods
+
+    outcomes = check_methods(chosen_methods(methods, plugin), console)
+    if any(outcome.status in ("failed", "unexpectedly held") for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+@app.command()
+def new_variant(
+    name: Annotated[str, typer.Argument(help="Of the method: letters, digits and _.")],
+    folder: Annotated[Path, typer.Option(help="Where to write its file and its test.")] = Path(),
+) -> None:
+    """Write a working method of one's own, and its test, to start from.
+
+    Example: python3 tasks.py new-variant my_lora
+    """
+    from evaluation.templates import write_variant
+
+    method, its_test = write_variant(name, folder)
+    console.print(f"wrote {method} and {its_test}; now:", soft_wrap=True)
+    for verb in (f"check {method}", f"compare quick --plugin {method}"):
+        console.print(f"  python3 tasks.py {verb}", soft_wrap=True)
 
 
 @app.command()
@@ -302,6 +339,43 @@ def models(as_json: Json = False) -> None:
     listing([{"name": name, "description": text} for name, text in names().items()], as_json)
 
 
+@app.command()
+def params(
+    model: Annotated[str, typer.Option(help="Such as gpt3-175b or llama-3-8b; a folder; or org/name on the hub.")],
+    variants: Annotated[str, typer.Option(help="Methods, separated by commas, or all.")] = "all",
+    rank: Annotated[int, typer.Option(min=1, help="For the methods that have a rank.")] = 8,
+    targets: Annotated[str, typer.Option(help="Of q,k,v,o,gate,up,down; or all; or patterns of layer names.")] = "q,v",
+    budget: Annotated[str | None, typer.Option(help="Solve the size: parameters (1000000) or share (0.1%).")] = None,
+    as_json: Json = False,
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Count what methods train and store on a model, from its configuration alone.
+
+    Example: python3 tasks.py params --model gpt3-175b --variants lora,pissa --targets q,v --budget 0.1%
+    """
+    from evaluation.sizes import sizes
+
+    known = method_names(plugin)
+    counted = sizes(model, known if variants == "all" else variants.split(","), targets.split(","), rank, budget)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(counted), indent=1))
+        return
+    table = Table("method", "size", box=box.SIMPLE_HEAD)
+    for column in ("trainable", "share", "file", "optimiser", "gradients"):
+        table.add_column(column, justify="right")
+    for row in counted.methods:
+        share = "-" if row.share is None else "< 0.001 %" if 0 < row.share < 1e-5 else f"{100 * row.share:.3g} %"
+        counts = ["-" if row.trainable is None else f"{row.trainable:,}", share]
+        memory = map(in_bytes, (row.file_bytes, row.optimiser_bytes, row.gradient_bytes))
+        table.add_row(row.method, row.size, *counts, *memory)
+    console.print(table)
+    for row in counted.methods:
+        if row.note:
+            console.print(f"{row.method}: {row.note}", soft_wrap=True)
+    limit = "" if counted.budget is None else f"; at most {counted.budget:,} to train"
+    console.print(f"{model}: {counted.parameters:,} parameters, {counted.layers} layers adapted ({targets}){limit}")
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def test(context: typer.Context) -> None:
     """Run the tests; arguments go to pytest.
@@ -319,10 +393,11 @@ def test(context: typer.Context) -> None:
 # ---- shared by the verbs --------------------------------------------------------------------------------------------
 
 
-def method_names() -> list[str]:
-    import variants as _  # noqa: F401  registers the methods
+def method_names(plugins: list[str]) -> list[str]:
+    from evaluation.plugins import load_plugins
     from variants.core import names
 
+    load_plugins(plugins)
     return names()
 
 
@@ -352,6 +427,18 @@ def in_words(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(map(str, value)) or "-" if isinstance(value, list) else str(value)
+
+
+def in_bytes(number: int | None) -> str:
+    """Bytes as people read them."""
+    if number is None:
+        return "-"
+    units = ["B", "kB", "MB", "GB", "TB"]
+    power = 0
+    while number / 1000**power >= 999.5 and power < len(units) - 1:
+        power += 1
+    value = number / 1000**power
+    return f"{value:,.0f} {units[power]}" if value >= 100 else f"{value:.3g} {units[power]}"
 
 
 def print_report(directory: Path) -> None:

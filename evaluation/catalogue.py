@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from typing import Any
 
-import torch
+from variants.core import Variant, method
+from variants.core.cases import Case, adapted, carried_by, move
+from variants.core.conformance import fitted, settings
 
-from variants.core import Variant, create, method
-from variants.core.attach import layer_rng
+_CASE = Case(12, 20)  # sides and ranks such that r, 2r and min(out, in) are told apart
 
 
 def capabilities(name: str) -> dict[str, Any]:
     """A method's capability card; what can be tried out is tried out on a small layer rather than declared."""
     cls = method(name)
-    variant = create(name, {"rank": 2} if "rank" in {f.name for f in dataclasses.fields(cls)} else {})
-    rank: int | None = None
-    if cls.layerwise() and not cls.needs:
-        W = torch.eye(6, 8)
-        init = variant.init(W, layer_rng(0, name))
-        pair = variant.as_lora(W, init.train | init.frozen)
-        rank = None if pair is None else pair.A.shape[0] // 2
+    variant = settings(cls)[0]
     return {
         "name": name,
         "title": _title(cls),
-        "trains": "layers" if cls.layerwise() else "head only" if cls.head_only else "base",
+        "trains": cls.trains,
         "mergeable": cls.mergeable,
-        "exact at start": cls.exact_init,
+        "exact at start": variant.exact_init,
         "needs": sorted(cls.needs),
-        "as LoRA": "no" if rank is None else f"rank {rank}r" if rank > 1 else "rank r",
+        "as LoRA": _rank_as_lora(variant),
+        "constraint": cls.constraint or "-",
+        "size": cls.size or "-",
         "lr / LoRA's": cls.lr_ratio,
         "paper": cls.paper or "-",
     }
+
+
+def _rank_as_lora(variant: Variant) -> str:
+    """The rank of the exact low-rank pair on the stock weight, tried out on a layer."""
+    small = fitted(variant, _CASE)
+    assert small is not None, f"{variant.name} refuses a {_CASE.out} x {_CASE.in_} layer at every size"
+    model = adapted(small, _CASE)
+    move(model)  # at the start a method may have no update at all
+    for host, carried in carried_by(model):
+        pair = carried.variant.as_lora(host.original_dense().detach(), carried.tensors())
+        if pair is None:
+            return "no"
+        rank = pair.A.shape[0]
+        r = getattr(small, "rank", None)
+        return {r: "rank r", 2 * (r or 0): "rank 2r", _CASE.out: "rank min(out, in)"}.get(rank, f"rank {rank}")
+    return "no"
 
 
 def _title(cls: type[Variant]) -> str:
