@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from evaluation.architectures import architecture, layers
+from evaluation.architectures import Architecture, architecture, layers
 from evaluation.sizes import parsed_budget
 from evaluation.spec import Entry, Identity, Merging, Method, Record, ScoreRun, SpeedRun, Suite, Unusable, key
 from variants import core
@@ -144,7 +144,12 @@ def resolve(suite: Suite) -> Suite:
     Raises:
         Unusable: an unknown method or hyperparameter, the same method twice, or a budget that a method cannot meet.
     """
-    entries = tuple(_resolved(_sized(suite, entry)) for entry in suite.methods)
+    if suite.budget is None:
+        entries = tuple(map(_resolved, suite.methods))
+    else:
+        found = architecture(suite.model)
+        most = parsed_budget(suite.budget, found.parameters)
+        entries = tuple(_resolved(_sized(entry, found, suite.layers_of(entry), most)) for entry in suite.methods)
     for i, entry in enumerate(entries):
         for other in entries[:i]:
             if entry.method == other.method:  # their runs could not be told apart
@@ -152,19 +157,15 @@ def resolve(suite: Suite) -> Suite:
     return suite.model_copy(update={"methods": entries})
 
 
-def _sized(suite: Suite, entry: Entry) -> Entry:
-    """The entry with the largest size within the suite's budget, if there is one to choose."""
-    if suite.budget is None:
-        return entry
+def _sized(entry: Entry, found: Architecture, where: tuple[str, ...], budget: int) -> Entry:
+    """The entry with the largest size within the budget, if there is one to choose."""
     given = entry.method.hyperparameters
     try:
         cls = method(entry.method.name)
         if cls.trains != "layers" or not cls.size or cls.size in given:
             return entry
-        variant = create(entry.method.name, given)  # says what is wrong with the other hyperparameters
-        found = architecture(suite.model)
-        shapes = layers(found, suite.layers_of(entry)).values()
-        sized = largest(type(variant), given, shapes, parsed_budget(suite.budget, found.parameters))
+        create(entry.method.name, given)  # says what is wrong with the other hyperparameters
+        sized = largest(cls, given, layers(found, where).values(), budget)
     except (UnknownMethod, UnknownHyperparameter, Refused) as error:
         raise Unusable(f"{entry.label}: {error}") from error
     chosen = Method(name=entry.method.name, hyperparameters={**given, cls.size: getattr(sized, cls.size)})

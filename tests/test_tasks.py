@@ -89,11 +89,35 @@ def test_listings_as_json(verb: Callable[..., Said], name: str) -> None:
     assert all(row["name"] for row in rows)
     if name == "variants":
         cards = {row["name"]: row for row in rows}
-        assert {"lora", "dora", "pissa", "milora", "lora_xs", "stiefel", "full", "probe"} <= set(cards)
-        assert [cards[n]["as LoRA"] for n in ("lora", "pissa", "dora")] == ["rank r", "rank 2r", "no"]
+        assert len(cards) == 39
+        ranks = {"lora": "rank r", "pissa": "rank 2r", "dora": "no", "svf": "rank min(out, in)", "adapter": "no"}
+        assert {name: cards[name]["as LoRA"] for name in ranks} == ranks
+        assert cards["eva"]["needs"] == ["covariance", "mean"]
+        assert cards["stiefel"]["constraint"] == "U, V orthonormal (retraction)"
+        assert not cards["adapter"]["mergeable"]
 
 
-@pytest.mark.parametrize("name", ["compare", "plan", "status", "report", "variants", "benchmarks", "models", "test"])
+VERBS = [
+    "compare",
+    "plan",
+    "status",
+    "report",
+    "variants",
+    "benchmarks",
+    "models",
+    "params",
+    "check",
+    "new-variant",
+    "test",
+]
+
+
+def test_all_verbs_are_known_here(verb: Callable[..., Said]) -> None:
+    commands = verb("--help").stdout.partition("Commands:")[2]
+    assert sorted(line.split()[0] for line in commands.splitlines() if line[:3].strip()) == sorted(VERBS)
+
+
+@pytest.mark.parametrize("name", VERBS)
 def test_every_verb_explains_itself_with_an_example(verb: Callable[..., Said], name: str) -> None:
     done = verb(name, "--help")
     assert done.returncode == 0
@@ -125,6 +149,18 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["compare", "{suite}", "--set", 'methods=[{name="lora", rank=99}]'], "rank 99 does not fit a 16 x 16 layer"),
         (["compare", "{suite}", "--device", "tpu"], "no device 'tpu'"),
         (["compare", "{suite}", "--plugin", "nowhere.py"], "no plug-in file"),
+        (["compare", "{suite}", "--set", "budget=12%%"], "write a number of parameters"),
+        (
+            ["compare", "{suite}", "--set", "budget=3", "--set", 'methods=[{name="lora"}]'],
+            "no rank of lora stays within 3",
+        ),
+        (["compare", "{suite}", "--set", 'methods=[{name="lora"}, {name="peft:lorra"}]'], "did you mean lora"),
+        (["check", "lorra"], "did you mean lora"),
+        (["check", "nowhere.py"], "no plug-in file"),
+        (["params", "--model", "gpt5"], "unknown model 'gpt5'"),
+        (["params", "--model", "minilm", "--variants", "lorra"], "did you mean lora"),
+        (["params", "--model", "minilm", "--targets", "qq"], "qq"),
+        (["params", "--model", "minilm", "--budget", "lots"], "write a number of parameters"),
         (["status", "nowhere"], "not a results folder"),
         (["report", "nowhere"], "nowhere"),
     ],
