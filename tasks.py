@@ -272,16 +272,27 @@ def report(directory: Annotated[Path, typer.Argument(help="A results folder.")])
 
 @app.command()
 def variants(
+    names: Annotated[list[str], typer.Argument(help="Methods to show in full; none lists all in short.")] = [],  # noqa: B006
     as_json: Json = False,
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
     """List the methods with what they can do.
 
-    Example: python3 tasks.py variants --json
+    Example: python3 tasks.py variants pissa
     """
-    from evaluation.catalogue import capabilities
+    from evaluation.catalogue import IN_SHORT, capabilities
 
-    listing([capabilities(name) for name in method_names(plugin)], as_json)
+    known = method_names(plugin)
+    cards = [capabilities(name) for name in names or known]
+    if as_json:
+        listing(cards, as_json)
+    elif names:
+        for card in cards:
+            for key, value in card.items():
+                console.print(f"{key:>14}  {in_words(value)}", soft_wrap=True)
+            console.print()
+    else:
+        listing([{key: card[key] for key in IN_SHORT} for card in cards], as_json)
 
 
 @app.command()
@@ -416,7 +427,7 @@ def listing(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table(*rows[0], box=box.SIMPLE_HEAD)
+    table = Table(*rows[0], box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for row in rows:
         table.add_row(*map(in_words, row.values()))
     console.print(table)

@@ -5,16 +5,25 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from variants.core import Variant, method
+from evaluation.spec import Unusable
+from variants.core import UnknownMethod, Variant, method
 from variants.core.cases import Case, adapted, carried_by, move
 from variants.core.conformance import fitted, settings
 
+IN_SHORT = ("name", "trains", "mergeable", "exact at start", "needs", "rank as LoRA", "constraint")
 _CASE = Case(12, 20)  # sides and ranks such that r, 2r and min(out, in) are told apart
 
 
 def capabilities(name: str) -> dict[str, Any]:
-    """A method's capability card; what can be tried out is tried out on a small layer rather than declared."""
-    cls = method(name)
+    """A method's capability card; what can be tried out is tried out on a small layer rather than declared.
+
+    Raises:
+        Unusable: no method of that name.
+    """
+    try:
+        cls = method(name)
+    except UnknownMethod as error:
+        raise Unusable(str(error)) from error
     variant = settings(cls)[0]
     return {
         "name": name,
@@ -23,16 +32,16 @@ def capabilities(name: str) -> dict[str, Any]:
         "mergeable": cls.mergeable,
         "exact at start": variant.exact_init,
         "needs": sorted(cls.needs),
-        "as LoRA": _rank_as_lora(variant),
+        "rank as LoRA": _rank_as_lora(variant),
         "constraint": cls.constraint or "-",
         "size": cls.size or "-",
-        "lr / LoRA's": cls.lr_ratio,
+        "lr / LoRA's": float(f"{cls.lr_ratio:.3g}"),
         "paper": cls.paper or "-",
     }
 
 
 def _rank_as_lora(variant: Variant) -> str:
-    """The rank of the exact low-rank pair on the stock weight, tried out on a layer."""
+    """The rank of the exact low-rank pair on the stock weight, tried out on a layer; "no" where there is none."""
     small = fitted(variant, _CASE)
     assert small is not None, f"{variant.name} refuses a {_CASE.out} x {_CASE.in_} layer at every size"
     model = adapted(small, _CASE)
@@ -43,7 +52,7 @@ def _rank_as_lora(variant: Variant) -> str:
             return "no"
         rank = pair.A.shape[0]
         r = getattr(small, "rank", None)
-        return {r: "rank r", 2 * (r or 0): "rank 2r", _CASE.out: "rank min(out, in)"}.get(rank, f"rank {rank}")
+        return {r: "r", 2 * (r or 0): "2r", _CASE.out: "min(out, in)"}.get(rank, str(rank))
     return "no"
 
 

@@ -51,7 +51,7 @@ def test_it_is_counted_and_listed(plugin: Path) -> None:
     assert row["trainable"] == 24 * 2 * 8 * (1024 + 1024 + 1)
     done = svdbench("variants", "--json", "--plugin", plugin)
     cards = {row["name"]: row for row in json.loads(done.stdout)}
-    assert cards["gated_lora"]["as LoRA"] == "rank r"
+    assert cards["gated_lora"]["rank as LoRA"] == "r"
     assert cards["gated_lora"]["title"] == "Gated LoRA: a trained gate for every rank"
 
 

@@ -23,7 +23,7 @@ class DeLoRA(LowRank):
     """
 
     paper = "arXiv 2503.18225"
-    constraint = "bounded: |dW|_F <= strength, relative to W's columns"
+    constraint = "norm of the update (strength)"
     lr_ratio = 10.0  # 10 to 100 times LoRA's (the authors, github.com/ExplainableML/DeLoRA, issue 2)
     alpha: float | None = 15.0
 

@@ -24,7 +24,7 @@ class GOFT(Rotated):
     """
 
     paper = "arXiv 2404.04316"
-    constraint = "R orthogonal (Givens rotations); quasi: soft (penalty)"
+    constraint = "R orthogonal (Givens); quasi: soft"
     form: Literal["strict", "quasi"] = "strict"
     penalty_weight: float = 0.1
 

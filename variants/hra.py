@@ -25,7 +25,7 @@ class HRA(Variant):
 
     paper = "arXiv 2405.17484"
     size = "rank"
-    constraint = "H orthogonal (Householder reflections)"
+    constraint = "H orthogonal (reflections)"
     rank: int = 8
     gram_schmidt: bool = False
     penalty_weight: float = 0.0

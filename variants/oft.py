@@ -24,7 +24,7 @@ class OFT(Rotated):
 
     paper = "arXiv 2306.07280"
     size = "block"
-    constraint = "R orthogonal (Cayley map)"
+    constraint = "R orthogonal (Cayley)"
     block: int = 32
     cayley: Literal["exact", "neumann"] = "exact"
     terms: int = 5

@@ -24,7 +24,7 @@ class PoLAR(USV):
 
     paper = "arXiv 2506.03133"
     lr_ratio = 10.0  # the authors' 4e-3 against 4e-4 for their LoRA
-    constraint = "soft: U, V orthonormal (landing field)"
+    constraint = "soft: U, V orthonormal (landing)"
     core: Literal["diagonal", "full"] = "full"
     attraction: float = 5e-3
 

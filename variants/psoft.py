@@ -25,7 +25,7 @@ class PSOFT(Principal):
 
     paper = "arXiv 2505.11235"
     undecayed = ("a", "b")
-    constraint = "R a rotation (Cayley map)"
+    constraint = "R orthogonal (Cayley)"
     inverse: Literal["exact", "neumann"] = "exact"
     vectors: bool = True
     terms: int = 5

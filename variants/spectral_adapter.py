@@ -25,7 +25,7 @@ class SpectralAdapter(Principal):
 
     paper = "arXiv 2405.13952"
     undecayed = ("c",)
-    constraint = "rotational: singular values stay (Cayley map)"
+    constraint = "rotational: spectrum of W (Cayley)"
     lr_ratio = 0.1  # gradients grow with S; the paper's 1e-5 to 2.5e-5 on 7B models, against 1e-4 to 2e-4 for LoRA
     rank: int = 8
     form: Literal["additive", "rotational"] = "additive"

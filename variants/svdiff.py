@@ -21,7 +21,7 @@ class SVDiff(SingularCore):
     """
 
     paper = "arXiv 2303.11305"
-    constraint = "singular values not negative (ReLU)"
+    constraint = "singular values from 0 (ReLU)"
     lr_ratio = 10.0  # 1e-3, a thousand times the rate of full fine-tuning, against 1e-4 for LoRA
 
     def init(self, W: Tensor, rng: torch.Generator, stats: Tensors | None = None) -> Init:
