@@ -1,4 +1,5 @@
-"""Who may import whom: variants <- evaluation; reports read records only; nothing imports tasks."""
+"""Who may import whom: variants <- evaluation; reports read records only; nothing imports tasks. A method takes from
+another method's file only classes which it extends: a run knows a method by the files of its classes."""
 
 from __future__ import annotations
 
@@ -88,3 +89,57 @@ def test_there_is_something_to_check() -> None:
 def test_the_rules_notice(path: str, source: str, wrong: list[str]) -> None:
     package = ".".join(path.split("/")[:-1])
     assert complaints(path, imported(source, package)) == wrong
+
+
+def borrowed(source: str) -> list[str]:
+    """What a method's file takes from another method's file otherwise than by extending a class of it."""
+    tree = ast.parse(source)
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    bases = {base.id for node in classes for base in node.bases if isinstance(base, ast.Name)}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if _is_method(alias.name)]
+        elif isinstance(node, ast.ImportFrom) and node.module == "variants":
+            found += [f"variants.{alias.name}" for alias in node.names if alias.name != "core"]
+        elif isinstance(node, ast.ImportFrom) and _is_method(node.module or ""):
+            own = classes_in(str(node.module))
+            used = {alias.name: alias.asname or alias.name for alias in node.names}
+            found += [f"{node.module}.{name}" for name, here in used.items() if name not in own or here not in bases]
+    return found
+
+
+def _is_method(module: str) -> bool:
+    return module.startswith("variants.") and not f"{module}.".startswith("variants.core.")
+
+
+def classes_in(module: str) -> set[str]:
+    """The classes defined in one of our modules."""
+    source = ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text()
+    return {node.name for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "variants").glob("*.py")), ids=lambda path: path.stem)
+def test_methods_take_from_each_other_only_what_they_extend(path: Path) -> None:
+    found = borrowed(path.read_text())
+    assert not found, f"{path.name} takes {', '.join(found)}: extend the class, or move the function to variants/core"
+
+
+@pytest.mark.parametrize(
+    ("source", "wrong"),
+    [
+        ("from variants.stiefel import RETRACTIONS", ["variants.stiefel.RETRACTIONS"]),
+        ("from variants.stiefel import RETRACTIONS as R\nclass A(R): ...", ["variants.stiefel.RETRACTIONS"]),
+        ("from variants.lora import LoRA\nx = LoRA()", ["variants.lora.LoRA"]),
+        ("from variants.rslora import LoRA\nclass A(LoRA): ...", ["variants.rslora.LoRA"]),
+        ("from variants.lora import LoRA\nfrom variants.oft import OFT\nclass A(LoRA): ...", ["variants.oft.OFT"]),
+        ("import variants.lora", ["variants.lora"]),
+        ("from variants import lora", ["variants.lora"]),
+        ("def f():\n    from variants.lora import LoRA", ["variants.lora.LoRA"]),
+        ("from variants.lora import LoRA\nclass A(LoRA): ...", []),
+        ("from variants.lora import LoRA as Base\nclass A(Other, Base): ...", []),
+        ("from variants.core.linalg import top\nfrom variants import core\nimport torch", []),
+    ],
+)
+def test_what_is_borrowed_is_noticed(source: str, wrong: list[str]) -> None:
+    assert borrowed(source) == wrong

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from variants.core import Init, LayerState, LoRAPair, States, Tensors, register
-from variants.core.lowrank import Triplets
+from variants.core.fields import Count, Fraction, NotNegative, Share
+from variants.core.lowrank import DiagonalPair, orthogonality_defects
 
 
 @register("adalora")
 @dataclass(frozen=True, kw_only=True)
-class AdaLoRA(Triplets):
+class AdaLoRA(DiagonalPair):
     """``W + s B diag(E) A``: the triplets of all layers compete for a budget, from ``rank`` down to ``target`` a layer.
 
     A triplet counts by the sensitivity |w dL/dw| of its entries, smoothed, times its smoothed deviation (equations
@@ -27,24 +28,22 @@ class AdaLoRA(Triplets):
     lr_ratio = 5.0  # published rates are 5e-4 to 2.2e-3, against 1e-4 to 4e-4 for LoRA
     constraint = "soft: A, B orthonormal (penalty)"
     orthonormal = ("A", "B")
-    rank: int = 12
-    target: int | None = None  # on average over layers; None: two thirds of the rank, as published
-    tinit: float = 0.1
-    tfinal: float = 0.5
-    interval: int = 1  # steps from one mask to the next
-    beta1: float = 0.85
-    beta2: float = 0.85
-    orthogonality: float = 0.1
+    rank: Count = 12
+    target: Count | None = None  # on average over layers; None: two thirds of the rank, as published
+    tinit: Share = 0.1
+    tfinal: Share = 0.5
+    interval: Count = 1  # steps from one mask to the next
+    beta1: Fraction = 0.85
+    beta2: Fraction = 0.85
+    penalty_weight: NotNegative = 0.1
     faithful: Literal["paper", "code"] = "paper"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.target is not None and not 1 <= self.target <= self.rank:
+        if self.target is not None and self.target > self.rank:
             raise ValueError(f"target is a whole number from 1 to the rank {self.rank}, not {self.target!r}")
-        if not (self.tinit >= 0 and self.tfinal >= 0 and self.tinit + self.tfinal < 1):
+        if self.tinit + self.tfinal >= 1:
             raise ValueError(f"tinit {self.tinit} and tfinal {self.tfinal} are shares of a run with some left between")
-        if not (0 < self.beta1 < 1 and 0 < self.beta2 < 1 and self.interval >= 1 and self.orthogonality >= 0):
-            raise ValueError("beta1 and beta2 lie between 0 and 1, interval is from 1, orthogonality from 0")
 
     @property
     def scale(self) -> float:
@@ -61,8 +60,8 @@ class AdaLoRA(Triplets):
         return super().as_lora(W, {"A": t["A"][kept], "B": t["B"][:, kept], "E": t["E"][kept]})
 
     def penalty(self, states: States) -> Tensor | None:
-        gaps = self.gaps(states)
-        return self.orthogonality * (gaps.mean() if self.faithful == "code" else gaps.square().sum())
+        defects = orthogonality_defects(states, self.orthonormal)
+        return self.penalty_weight * (defects.mean() if self.faithful == "code" else defects.square().sum())
 
     def phases(self, total: int) -> tuple[int, int]:
         """After which step the budget starts to fall, and at which it has fallen."""
@@ -78,8 +77,8 @@ class AdaLoRA(Triplets):
     @torch.no_grad()
     def after_step(self, states: States, step: int, total: int) -> None:
         first, last = self.phases(total)
-        if step < last:  # from then on the scores rest, and with them the mask
-            for state in states:
+        for state in states:
+            if step < last or not state.scratch:  # from then on the scores rest, and with them the mask
                 self._watch(state)
         due = step >= last or step % self.interval == 0
         if step <= first or not due or not any(state.scratch for state in states):

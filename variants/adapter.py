@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from variants.core import FrozenProduct, Init, Tensors, Variant, register
+from variants.core.fields import Count
 
 
 @register("adapter")
@@ -26,13 +27,9 @@ class BottleneckAdapter(Variant):
     paper = "arXiv 1902.00751"
     mergeable = False
     size = "bottleneck"
-    bottleneck: int = 48  # a sixteenth of BERT-base's width, AdapterHub's default reduction
+    bottleneck: Count = 48  # a sixteenth of BERT-base's width, AdapterHub's default reduction
     kind: Literal["houlsby", "pfeiffer"] = "pfeiffer"
     start: Literal["zero", "bert"] = "zero"
-
-    def __post_init__(self) -> None:
-        if self.bottleneck < 1:
-            raise ValueError(f"bottleneck is a whole number from 1, not {self.bottleneck}")
 
     @property
     def exact_init(self) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from variants.core import FrozenProduct, Init, Refused, States, Tensors, register
-from variants.core.rotation import Sparse
+from variants.core import FrozenProduct, Init, Refused, Tensors, register
+from variants.core.fields import Count
+from variants.core.rotation import BlockFactor
 from variants.oft import OFT
 
 
@@ -23,19 +23,17 @@ class BOFT(OFT):
     """
 
     paper = "arXiv 2311.06243"
-    block: int = 8
-    butterflies: int = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.butterflies < 1:
-            raise ValueError(f"butterflies is a whole number from 1, not {self.butterflies!r}")
+    no_weight_decay = ("s",)  # it would take the rows of W with it
+    block: Count = 8
+    butterflies: Count = 2
 
     def check(self, out: int, in_: int) -> None:
         super().check(out, in_)
-        if self.butterflies > 1 and (self.block % 2 or self.block * 2 ** (self.butterflies - 1) >= 2 * in_):
+        if self.butterflies > 1 and self.block % 2:
+            raise Refused(f"several butterflies move half blocks, block {self.block} is odd: write an even block")
+        if self.butterflies > 1 and self.block * 2 ** (self.butterflies - 1) >= 2 * in_:
             wrong = f"{self.butterflies} butterflies in blocks of {self.block} do not fit an input of width {in_}"
-            raise Refused(f"{wrong}: write fewer butterflies, and an even block if there are several")
+            raise Refused(f"{wrong}: write fewer butterflies")
 
     def places(self, n: int, device: torch.device | None = None) -> list[Tensor]:  # shapes: (k, block)
         """The places which the blocks of F_2, F_3, ... rotate."""
@@ -51,7 +49,7 @@ class BOFT(OFT):
         later = [first.new_zeros(len(places), first.shape[1]) for places in self.places(W.shape[1])]
         return Init(train={"K": torch.cat([first, *later]), "s": torch.ones(len(W), dtype=W.dtype)})
 
-    def factors(self, t: Tensors, n: int) -> list[Sparse]:
+    def factors(self, t: Tensors, n: int) -> list[BlockFactor]:
         later = self.places(n, t["K"].device)
         blocks = self.rotations(t).split([n // self.block, *map(len, later)])
         return list(zip([None, *later], blocks, strict=True))
@@ -66,7 +64,3 @@ class BOFT(OFT):
     def parameter_count(self, out: int, in_: int) -> int:
         later = sum(map(len, self.places(in_))) * self.block * (self.block - 1) // 2
         return super().parameter_count(out, in_) + later + out
-
-    def param_groups(self, states: States, lr: float) -> list[dict[str, Any]]:
-        K, s = ([state.t[key] for state in states] for key in ("K", "s"))
-        return [{"params": K, "lr": lr}, {"params": s, "lr": lr, "weight_decay": 0.0}]  # or W's rows would be decayed

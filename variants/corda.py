@@ -8,10 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from variants.core import LoRAPair, Refused, Tensors, register
-from variants.core.linalg import bottom, top
+from variants.core import LoRAPair, Tensors, register
+from variants.core.fields import Positive
+from variants.core.linalg import above_rounding, bottom, top
 from variants.core.lowrank import Rebased
-from variants.milora import alive
+from variants.core.statistics import covariance
 
 
 @register("corda")
@@ -28,22 +29,14 @@ class CorDA(Rebased):
     paper = "arXiv 2406.05223"
     needs = frozenset({"covariance"})
     mode: Literal["ipa", "kpa"] = "ipa"
-    damping: float = 0.01  # of the mean variance
+    damping: Positive = 0.01  # of the mean variance
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.damping > 0:
-            raise ValueError(f"damping is a positive number, not {self.damping!r}")
-
-    def start(self, W: Tensor, rng: torch.Generator, stats: Tensors | None) -> LoRAPair:
-        assert stats is not None
+    def starting_pair(self, W: Tensor, rng: torch.Generator, stats: Tensors | None) -> LoRAPair:
         # In float64 the damped covariance, whose condition number is at most in / damping + 1, needs none of the
         # doublings of the damping by which the authors make its inverse accurate.
-        C = stats["covariance"].double()
-        if not (bool(C.isfinite().all()) and float(C.trace()) > 0):
-            raise Refused("its inputs are all zero or not finite: calibrate with data that reaches the layer")
+        C = covariance(stats)
         C = C + self.damping * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype)
         WC = W.double() @ C
         U, S, Vh = (top if self.mode == "ipa" else bottom)(WC, self.rank)
-        A, B = self.split(U, alive(S, WC.to(W.dtype)), torch.linalg.solve(C, Vh.T).T)
+        A, B = self.split(U, above_rounding(S, WC.to(W.dtype)), torch.linalg.solve(C, Vh.T).T)
         return LoRAPair(A.to(W.dtype), B.to(W.dtype))

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from variants.core import FrozenProduct, Init, LoRAPair, LowRank, Tensors, project, register
+from variants.core import Init, LoRAPair, LowRank, Tensors, register
+from variants.core.fields import Positive
+from variants.core.lowrank import Additive, zero_pair
 
 SHORTEST = 1e-4  # a shorter factor is divided by this instead of its length: B starts at 0
 
 
 @register("delora")
 @dataclass(frozen=True, kw_only=True)
-class DeLoRA(LowRank):
+class DeLoRA(Additive, LowRank):
     """``W + (lambda / rank) sum_i b_i a_i / (|b_i| |a_i|) diag(n)`` with n the lengths of W's columns, frozen.
 
     The factors give directions only; the trained strength lambda, which starts at ``alpha``, bounds the update:
@@ -25,28 +27,17 @@ class DeLoRA(LowRank):
     paper = "arXiv 2503.18225"
     constraint = "norm of the update (strength)"
     lr_ratio = 10.0  # 10 to 100 times LoRA's (the authors, github.com/ExplainableML/DeLoRA, issue 2)
-    alpha: float | None = 15.0
+    alpha: Positive | None = 15.0
 
     def init(self, W: Tensor, rng: torch.Generator, stats: Tensors | None = None) -> Init:
-        out, in_ = W.shape
-        A = torch.empty(self.rank, in_, dtype=W.dtype).uniform_(-1, 1, generator=rng) / in_**0.5
-        strength = W.new_full((1,), self.scale * self.rank)
-        return Init(
-            train={"A": A, "B": W.new_zeros(out, self.rank), "strength": strength},
-            frozen={"n": torch.linalg.vector_norm(W, dim=0)},
-        )
+        A, B = zero_pair(self.rank, W, rng)
+        train = {"A": A, "B": B, "strength": W.new_full((1,), self.scale * self.rank)}
+        return Init(train=train, frozen={"n": torch.linalg.vector_norm(W, dim=0)})
 
     def as_lora(self, W: Tensor, t: Tensors) -> LoRAPair:
         A, B = t["A"], t["B"]
         a, b = (torch.linalg.vector_norm(M, dim=dim).clamp_min(SHORTEST) for M, dim in ((A, 1), (B, 0)))
         return LoRAPair(A * t["n"], B * (t["strength"] / self.rank / (a * b)))
-
-    def weight(self, W: Tensor, t: Tensors) -> Tensor:
-        return W + self.as_lora(W, t).delta()
-
-    def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
-        pair = self.as_lora(W, t)
-        return linear(x) + project(project(x, pair.A), pair.B)
 
     def defects(self, W: Tensor, t: Tensors) -> dict[str, Tensor]:
         relative = self.as_lora(W, {**t, "n": torch.ones_like(t["n"])}).delta()

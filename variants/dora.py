@@ -21,6 +21,7 @@ class DoRA(LoRA):
     """
 
     paper = "arXiv 2402.09353"
+    no_weight_decay = ("m",)  # it would take the rows of W with it
     detach_norm: bool = True
 
     def init(self, W: Tensor, rng: torch.Generator, stats: Tensors | None = None) -> Init:

@@ -5,22 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from variants.core import Init, Refused, Tensors, Variant, register
+from variants.core.fields import number_from
 from variants.core.linalg import top
+from variants.core.statistics import covariance
 from variants.lora import LoRA
-
-
-def centred(stats: Tensors, layer: str) -> Tensor:  # shape: (in, in)
-    """The covariance of a layer's inputs about their mean: ``C - m m^T``."""
-    C, m = (stats[name].to("cpu", torch.float64) for name in ("covariance", "mean"))
-    C = C - torch.outer(m, m)
-    if not (bool(C.isfinite().all()) and float(C.trace()) > 0):
-        raise Refused(f"the inputs of {layer} do not vary or are not finite: calibrate with data that reaches it")
-    return C
 
 
 @register("eva")
@@ -37,19 +31,17 @@ class EVA(LoRA):
 
     paper = "arXiv 2410.07170"
     needs = frozenset({"covariance", "mean"})
-    rho: float = 2.0
+    rho: Annotated[float, number_from(1, " (no redistribution)")] = 2.0
     whiten: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.rho >= 1:
-            raise ValueError(f"rho is a number from 1 (no redistribution), not {self.rho!r}")
-
-    def allot(self, shapes: Mapping[str, tuple[int, int]], stats: Mapping[str, Tensors]) -> Mapping[str, Variant]:
+    def allocate(self, shapes: Mapping[str, tuple[int, int]], stats: Mapping[str, Tensors]) -> Mapping[str, Variant]:
         shares: list[tuple[float, str]] = []
         for path, shape in shapes.items():
             self.check(*shape)
-            C = centred(stats[path], path)
+            try:
+                C = covariance(stats[path], centred=True)
+            except Refused as error:
+                raise Refused(f"{self.name} on {path}: {error}") from error
             _, variances, _ = top(C, min(int(self.rho * self.rank), *shape))
             shares += [(float(share), path) for share in variances / C.trace()]
         shares.sort(key=lambda pair: -pair[0])  # equal shares stay in model order
@@ -58,8 +50,7 @@ class EVA(LoRA):
         return {path: replace(self, rank=n, alpha=keep[path]) for path, n in ranks.items()}
 
     def init(self, W: Tensor, rng: torch.Generator, stats: Tensors | None = None) -> Init:
-        assert stats is not None
-        V, variances, _ = top(centred(stats, "the layer"), self.rank)
+        V, variances, _ = top(covariance(stats, centred=True), self.rank)
         if self.whiten:
             if not float(variances[-1]) > 100 * torch.finfo(W.dtype).eps * float(variances[0]):
                 raise Refused(

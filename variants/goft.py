@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from variants.core import Init, Refused, States, Tensors, register
-from variants.core.rotation import Rotated, Sparse
+from variants.core.fields import Positive
+from variants.core.rotation import BlockFactor, RotatedInput
 
 
 @register("goft")
 @dataclass(frozen=True, kw_only=True)
-class GOFT(Rotated):
+class GOFT(RotatedInput):
     """``W R^T`` with ``R = G_k ... G_2 G_1``: Givens rotations of the places i and i + d, i = 0, 2 d, 4 d, ..., where
     d doubles from factor to factor. n - 1 angles, at whatever width n, turn the first unit vector into any other.
 
@@ -26,11 +27,7 @@ class GOFT(Rotated):
     paper = "arXiv 2404.04316"
     constraint = "R orthogonal (Givens); quasi: soft"
     form: Literal["strict", "quasi"] = "strict"
-    penalty_weight: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not self.penalty_weight > 0:
-            raise ValueError(f"penalty_weight is a positive number, not {self.penalty_weight!r}")
+    penalty_weight: Positive = 0.1
 
     def check(self, out: int, in_: int) -> None:
         if in_ < 2:
@@ -44,12 +41,13 @@ class GOFT(Rotated):
         return Init(train={"E": torch.zeros(pairs, 2, 2, dtype=W.dtype)})
 
     def blocks(self, t: Tensors) -> Tensor:  # shape: (n - 1, 2, 2)
+        """The rotations of all pairs (``quasi``: what stands for them), those of G_1 first."""
         if self.form == "quasi":
             return torch.eye(2, dtype=t["E"].dtype, device=t["E"].device) + t["E"]
         c, s = t["angle"].cos(), t["angle"].sin()
         return torch.stack([c, -s, s, c], dim=-1).unflatten(-1, (2, 2))
 
-    def factors(self, t: Tensors, n: int) -> list[Sparse]:  # G_1 first
+    def factors(self, t: Tensors, n: int) -> list[BlockFactor]:
         blocks = self.blocks(t)
         strides = [2**k for k in range((n - 1).bit_length())]
         first = [torch.arange(0, n - d, 2 * d, device=blocks.device) for d in strides]

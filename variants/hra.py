@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from variants.core import FrozenProduct, Init, LoRAPair, Refused, States, Tensors, Variant, project, register
+from variants.core import FrozenProduct, Init, LoRAPair, Refused, States, Tensors, project, register
+from variants.core.fields import Count, NotNegative
 from variants.core.linalg import full_precision, orthogonality_defect, reflections
+from variants.core.lowrank import Additive
 
 
 @register("hra")
 @dataclass(frozen=True, kw_only=True)
-class HRA(Variant):
+class HRA(Additive):
     """``W H`` with ``H = prod_i (I - 2 u_i u_i^T)``, the columns of u (in, rank) taken at unit length.
 
     Columns start in equal pairs, whose reflections undo each other, so the rank is even. The chain is
@@ -26,15 +28,9 @@ class HRA(Variant):
     paper = "arXiv 2405.17484"
     size = "rank"
     constraint = "H orthogonal (reflections)"
-    rank: int = 8
+    rank: Count = 8
     gram_schmidt: bool = False
-    penalty_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank is a whole number from 1, not {self.rank!r}")
-        if not self.penalty_weight >= 0:
-            raise ValueError(f"penalty_weight is a number from 0, not {self.penalty_weight!r}")
+    penalty_weight: NotNegative = 0.0
 
     def check(self, out: int, in_: int) -> None:
         if self.rank > in_:
@@ -59,9 +55,6 @@ class HRA(Variant):
         else:
             U = t["u"] / torch.linalg.vector_norm(t["u"], dim=0)
         return U, reflections(U)
-
-    def weight(self, W: Tensor, t: Tensors) -> Tensor:
-        return W + self.as_lora(W, t).delta()
 
     def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
         U, G = self.chain(t)

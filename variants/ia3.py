@@ -23,11 +23,12 @@ class IA3(Variant):
     """
 
     paper = "arXiv 2205.05638"
+    no_weight_decay = ("l",)  # 1 means W, 0 nothing
     lr_ratio = 20.0  # 10 to 50 times LoRA's (method comparison of huggingface/peft on MetaMathQA)
     side: Literal["output", "input"] = "output"
     feedforward: str = ""
 
-    def allot(self, shapes: Mapping[str, tuple[int, int]], stats: Mapping[str, Tensors]) -> Mapping[str, Variant]:
+    def allocate(self, shapes: Mapping[str, tuple[int, int]], stats: Mapping[str, Tensors]) -> Mapping[str, Variant]:
         patterns = [pattern.strip() for pattern in self.feedforward.split(",") if pattern.strip()]
         hits = {pattern: [path for path in shapes if fnmatchcase(f".{path}", f"*.{pattern}")] for pattern in patterns}
         if lost := [pattern for pattern, paths in hits.items() if not paths]:

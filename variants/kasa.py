@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from variants.core import Init, Refused, States, Tensors, register
+from variants.core.fields import NotNegative
 from variants.core.linalg import bottom
-from variants.core.lowrank import Rebased, Triplets, zero_pair
+from variants.core.lowrank import DiagonalPair, Rebased, orthogonality_defects, zero_pair
 
 
 @register("kasa")
 @dataclass(frozen=True, kw_only=True)
-class KaSA(Triplets, Rebased):
+class KaSA(DiagonalPair, Rebased):
     """``W_trunc + s B diag(E) A``: W loses its ``rank`` smallest singular components for good, LoRA with a normal
     diagonal E comes on top (sections 3.2-3.3). What was dropped is kept as ``s B0 A0``.
 
@@ -29,14 +30,10 @@ class KaSA(Triplets, Rebased):
     lr_ratio = 2.0  # published rates are 3e-4 to 5e-4
     constraint = "soft: A, B orthonormal (penalty)"
     orthonormal = ("A", "B")
-    beta: float = 1e-4
-    gamma: float = 1e-3
+    no_weight_decay = ()  # B starts at zero, as in LoRA
+    beta: NotNegative = 1e-4
+    gamma: NotNegative = 1e-3
     faithful: Literal["paper", "code"] = "paper"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (self.beta >= 0 and self.gamma >= 0):
-            raise ValueError(f"beta and gamma are numbers from 0, not {self.beta!r} and {self.gamma!r}")
 
     def check(self, out: int, in_: int) -> None:
         if self.rank >= min(out, in_):
@@ -53,14 +50,14 @@ class KaSA(Triplets, Rebased):
         E = torch.randn(self.rank, generator=rng, dtype=W.dtype)
         return Init(train={"A": A, "B": B, "E": E}, frozen={"A0": A0, "B0": B0 / self.scale}, base=W - B0 @ A0)
 
-    def initial(self, W: Tensor, stats: Tensors | None) -> Tensor | None:
+    def initial_weight(self, W: Tensor, stats: Tensors | None) -> Tensor | None:
         A0, B0 = self._dropped(W)
         return W - B0 @ A0
 
     def penalty(self, states: States) -> Tensor | None:
-        gaps = self.gaps(states).square()
+        defects = orthogonality_defects(states, self.orthonormal).square()
         if self.faithful == "code":  # ||A^T A - I||^2 == ||A A^T - I||^2 + in - rank, without an (in, in) product
-            least = gaps.new_tensor([n - self.rank for state in states for n in reversed(state.W.shape)])
-            gaps = (gaps + least).sqrt() - least.sqrt()
+            least = defects.new_tensor([n - self.rank for state in states for n in reversed(state.W.shape)])
+            defects = (defects + least).sqrt() - least.sqrt()
         values = torch.stack([state.t["E"].square().sum() for state in states])
-        return (self.beta * values.sum() + self.gamma * gaps.sum()) / len(states)
+        return (self.beta * values.sum() + self.gamma * defects.sum()) / len(states)

@@ -9,18 +9,11 @@ import torch
 from torch import Tensor
 
 from variants.core import LoRAPair, Refused, Tensors, register
+from variants.core.fields import Positive
 from variants.core.linalg import top, top_randomised
 from variants.core.lowrank import Rebased
+from variants.core.statistics import gradient
 from variants.rslora import RSLoRA
-
-
-def directed(G: Tensor) -> Tensor:
-    """The gradient G, which must point somewhere."""
-    if not (bool(G.isfinite().all()) and bool(G.any())):
-        raise Refused(
-            "its gradient is zero or not finite: leave the layer out, or calibrate with a loss that reaches it"
-        )
-    return G
 
 
 @register("lora_ga")
@@ -39,22 +32,16 @@ class LoRAGA(Rebased, RSLoRA):
     lr_ratio = 1 / 18  # arXiv 2602.04998
     direction: Literal["ArB2r", "A2rBr", "ArBr", "random"] = "ArB2r"
     stable: bool = True
-    gamma: float = 64.0  # in the authors' runs; their code's default is 16
+    gamma: Positive = 64.0  # in the authors' runs; their code's default is 16
     faithful: Literal["paper", "code"] = "paper"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.gamma > 0:
-            raise ValueError(f"gamma is a positive number, not {self.gamma!r}")
 
     def check(self, out: int, in_: int) -> None:
         if 2 * self.rank > min(out, in_):
             fits = f"write a rank from 1 to {min(out, in_) // 2}" if min(out, in_) > 1 else "leave it out"
             raise Refused(f"a {out} x {in_} layer's gradient has no {2 * self.rank} triplets (2 x rank): {fits}")
 
-    def start(self, W: Tensor, rng: torch.Generator, stats: Tensors | None) -> LoRAPair:
-        assert stats is not None
-        G, both = directed(stats["gradient"]), 2 * self.rank
+    def starting_pair(self, W: Tensor, rng: torch.Generator, stats: Tensors | None) -> LoRAPair:
+        G, both = gradient(stats), 2 * self.rank
         U, _, Vh = top(G, both) if self.faithful == "paper" else top_randomised(G, both, rng, oversampling=both)
         order = torch.arange(both)  # first A's indices, then B's
         if self.direction == "A2rBr":

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from variants.core import Init, LoRAPair, Refused, Tensors, register
-from variants.core.linalg import bottom, svd
+from variants.core import Init, LoRAPair, Tensors, register
+from variants.core.linalg import above_rounding, bottom, svd
 from variants.core.lowrank import Rebased
-from variants.milora import alive
+from variants.core.statistics import covariance
 
 
 @register("lora_null")
@@ -28,14 +28,10 @@ class LoRANull(Rebased):
     needs = frozenset({"covariance"})
     version: Literal["v1", "v2"] = "v1"
 
-    def start(self, W: Tensor, rng: torch.Generator, stats: Tensors | None) -> LoRAPair:
-        assert stats is not None
-        C = stats["covariance"].double()
-        if not (bool(C.isfinite().all()) and bool(C.any())):
-            raise Refused("its inputs are all zero or not finite: calibrate with data that reaches the layer")
-        N = bottom(C, self.rank)[0].to(W.dtype)
+    def starting_pair(self, W: Tensor, rng: torch.Generator, stats: Tensors | None) -> LoRAPair:
+        N = bottom(covariance(stats), self.rank)[0].to(W.dtype)
         U, S, Qh = svd(W @ N)  # W N N^T = U S (N Q)^T: thin products only
-        return self.split(U, alive(S, W), Qh @ N.T)
+        return self.split(U, above_rounding(S, W), Qh @ N.T)
 
     def init(self, W: Tensor, rng: torch.Generator, stats: Tensors | None = None) -> Init:
         whole = super().init(W, rng, stats)

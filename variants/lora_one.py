@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from variants.core import Init, Tensors, register
+from variants.core.fields import Positive
 from variants.core.linalg import top
-from variants.lora_ga import directed
+from variants.core.statistics import gradient
 from variants.rslora import RSLoRA
 
 
@@ -26,20 +27,13 @@ class LoRAOne(RSLoRA):
     paper = "arXiv 2502.01235"
     needs = frozenset({"gradient"})
     exact_init = False  # starts after one step
-    gamma: float = 128.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.gamma > 0:
-            raise ValueError(f"gamma is a positive number, not {self.gamma!r}")
+    gamma: Positive = 128.0
 
     def init(self, W: Tensor, rng: torch.Generator, stats: Tensors | None = None) -> Init:
-        assert stats is not None
-        U, S, Vh = top(-directed(stats["gradient"]), self.rank)
+        U, S, Vh = top(-gradient(stats), self.rank)
         root = (S / S[0] / self.gamma).sqrt()
         return Init(train={"A": root[:, None] * Vh, "B": U * root})
 
-    def initial(self, W: Tensor, stats: Tensors | None) -> Tensor | None:
-        assert stats is not None
-        U, S, Vh = top(stats["gradient"], self.rank)
+    def initial_weight(self, W: Tensor, stats: Tensors | None) -> Tensor | None:
+        U, S, Vh = top(gradient(stats), self.rank)
         return W - self.scale / self.gamma * (U * S / S[0]) @ Vh

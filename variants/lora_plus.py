@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from variants.core import States, register
+from variants.core.fields import positive
 from variants.lora import LoRA
 
 
@@ -19,12 +20,7 @@ class LoRAPlus(LoRA):
 
     paper = "arXiv 2402.12354"
     lr_ratio = 0.5  # the authors' README: about half of LoRA's rate for A
-    ratio: float = 16.0  # they use 20 to 80, higher for harder tasks
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.ratio > 0:
-            raise ValueError(f"ratio is a positive number (1 is LoRA), not {self.ratio!r}")
+    ratio: Annotated[float, positive(" (1 is LoRA)")] = 16.0  # they use 20 to 80, higher for harder tasks
 
     def param_groups(self, states: States, lr: float) -> list[dict[str, Any]]:
         return [

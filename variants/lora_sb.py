@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from variants.core import Init, Refused, Tensors, register
+from variants.core import Init, Tensors, register
+from variants.core.fields import Positive
 from variants.core.linalg import orthogonality_defect, top
 from variants.core.lowrank import FrozenBases
+from variants.core.statistics import gradient
 
 
 @register("lora_sb")
@@ -26,24 +28,16 @@ class LoRASB(FrozenBases):
     paper = "arXiv 2411.19557"
     needs = frozenset({"gradient"})
     lr_ratio = 5.0  # published rates are 1e-4 to 2e-3, against 1e-4 to 4e-4 for LoRA
-    first_step: float = 1e-5  # AdamW's first step: the peak rate divided by the steps of the warm-up
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.first_step > 0:
-            raise ValueError(f"first_step is a positive number, not {self.first_step!r}")
+    first_step: Positive = 1e-5  # AdamW's first step: the peak rate divided by the steps of the warm-up
 
     def _step(self, W: Tensor, stats: Tensors | None) -> tuple[Tensor, Tensor, Tensor]:
-        G = (stats or {})["gradient"].to(W.dtype)
-        if not (bool(G.isfinite().all()) and bool(G.any())):
-            raise Refused("its gradient is zero or not finite, which decides no bases: leave the layer out")
-        return top(-self.first_step * G.sign(), self.rank)
+        return top(-self.first_step * gradient(stats).to(W.dtype).sign(), self.rank)
 
     def init(self, W: Tensor, rng: torch.Generator, stats: Tensors | None = None) -> Init:
         U, S, Vh = self._step(W, stats)
         return Init(train={"R": torch.diag(S / self.scale)}, frozen={"A": Vh, "B": U})
 
-    def initial(self, W: Tensor, stats: Tensors | None) -> Tensor | None:
+    def initial_weight(self, W: Tensor, stats: Tensors | None) -> Tensor | None:
         U, S, Vh = self._step(W, stats)
         return W + (U * S) @ Vh
 

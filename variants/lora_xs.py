@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from variants.core import Init, Tensors, register
+from variants.core.fields import NotNegative
 from variants.core.linalg import top
 from variants.core.lowrank import FrozenBases
 
@@ -23,7 +24,7 @@ class LoRAXS(FrozenBases):
 
     paper = "arXiv 2405.17604"
     lr_ratio = 10.0  # published rates are 10 to 100 times LoRA's, because R is small
-    init_std: float = 1e-5
+    init_std: NotNegative = 1e-5
 
     def init(self, W: Tensor, rng: torch.Generator, stats: Tensors | None = None) -> Init:
         del stats

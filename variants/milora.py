@@ -8,14 +8,8 @@ import torch
 from torch import Tensor
 
 from variants.core import LoRAPair, Tensors, register
-from variants.core.linalg import bottom
+from variants.core.linalg import above_rounding, bottom
 from variants.core.lowrank import Rebased
-
-
-def alive(S: Tensor, W: Tensor) -> Tensor:  # shapes: (rank,), (out, in) -> (rank,)
-    """Singular values kept above W's rounding: one of zero would make a row of A and a column of B zero together, a
-    point from which no gradient leads away."""
-    return S.clamp_min(torch.finfo(W.dtype).eps * float(torch.linalg.vector_norm(W)))
 
 
 @register("milora")
@@ -26,6 +20,6 @@ class MiLoRA(Rebased):
     paper = "arXiv 2406.09044"
     lr_ratio = 0.3  # best rate found 3.2 times below LoRA's (arXiv 2602.04998)
 
-    def start(self, W: Tensor, rng: torch.Generator, stats: Tensors | None) -> LoRAPair:
+    def starting_pair(self, W: Tensor, rng: torch.Generator, stats: Tensors | None) -> LoRAPair:
         U, S, Vh = bottom(W, self.rank)
-        return self.split(U, alive(S, W), Vh)
+        return self.split(U, above_rounding(S, W), Vh)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from variants.core import Init, Refused, States, Tensors, register
-from variants.core.linalg import cayley, cayley_neumann, skew_from
-from variants.core.rotation import Rotated, Sparse
+from variants.core.fields import Count, whole_from
+from variants.core.linalg import rotation_from, skew_from
+from variants.core.rotation import BlockFactor, RotatedInput
 
 
 @register("oft")
 @dataclass(frozen=True, kw_only=True)
-class OFT(Rotated):
+class OFT(RotatedInput):
     """``W R^T`` with R block diagonal, each block the Cayley map ``(I + K)(I - K)^(-1)`` of a skew-symmetric K (b, b).
 
     ``neumann`` cuts the inverse after ``terms - 1`` powers of K, without a change of sign: the blocks are then only
@@ -25,15 +26,9 @@ class OFT(Rotated):
     paper = "arXiv 2306.07280"
     size = "block"
     constraint = "R orthogonal (Cayley)"
-    block: int = 32
-    cayley: Literal["exact", "neumann"] = "exact"
-    terms: int = 5
-
-    def __post_init__(self) -> None:
-        if self.block < 1:
-            raise ValueError(f"block is a whole number from 1, not {self.block!r}")
-        if self.terms < 4:
-            raise ValueError(f"terms is a whole number from 4, not {self.terms!r}: a shorter series is no rotation")
+    block: Count = 32
+    inverse: Literal["exact", "neumann"] = "exact"
+    terms: Annotated[int, whole_from(4, " (a shorter series is no rotation)")] = 5
 
     def check(self, out: int, in_: int) -> None:
         if self.block == 1 or in_ % self.block:
@@ -47,23 +42,23 @@ class OFT(Rotated):
         return Init(train={"K": torch.zeros(W.shape[1] // self.block, entries, dtype=W.dtype)})
 
     def rotations(self, t: Tensors) -> Tensor:  # shape: (k, block, block)
-        K = skew_from(t["K"], self.block)
-        return cayley(K) if self.cayley == "exact" else cayley_neumann(K, self.terms)
+        """All blocks of R; exactly orthogonal unless ``neumann``."""
+        return rotation_from(t["K"], self.block, self.inverse, self.terms)
 
-    def factors(self, t: Tensors, n: int) -> list[Sparse]:
+    def factors(self, t: Tensors, n: int) -> list[BlockFactor]:
         return [(None, self.rotations(t))]
 
     def parameter_count(self, out: int, in_: int) -> int:
         return in_ * (self.block - 1) // 2
 
     def defects(self, W: Tensor, t: Tensors) -> dict[str, Tensor]:
-        return super().defects(W, t) if self.cayley == "exact" else {}
+        return super().defects(W, t) if self.inverse == "exact" else {}
 
     @torch.no_grad()
     def after_step(self, states: States, step: int, total: int) -> None:
-        for state in states if self.cayley == "neumann" else ():
+        for state in states if self.inverse == "neumann" else ():
             K = skew_from(state.t["K"], self.block)  # eigenvalues come in pairs, so ||K||_2 <= ||K||_F / sqrt(2)
             size = torch.linalg.matrix_norm(K)
             if not bool(size.isfinite().all()) or bool((torch.linalg.matrix_norm(K[size >= 2**0.5], ord=2) >= 1).any()):
-                message = "the Neumann series has left its radius: write cayley='exact' or a lower learning rate"
+                message = "the Neumann series has left its radius: write inverse='exact' or a lower learning rate"
                 raise FloatingPointError(f"{state.path}: {message}")

@@ -24,6 +24,6 @@ class OLoRA(Rebased):
     paper = "arXiv 2406.01775"
     lr_ratio = 1 / 18  # arXiv 2602.04998
 
-    def start(self, W: Tensor, rng: torch.Generator, stats: Tensors | None) -> LoRAPair:
+    def starting_pair(self, W: Tensor, rng: torch.Generator, stats: Tensors | None) -> LoRAPair:
         Q, _ = qr(W[:, : self.rank])
         return LoRAPair(Q.T @ W, Q)  # R_r = Q_r^T W: no later column of Q is needed

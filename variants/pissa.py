@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from variants.core import LoRAPair, Tensors, register
+from variants.core.fields import Whole
 from variants.core.linalg import top, top_randomised
 from variants.core.lowrank import Rebased
 
@@ -26,16 +27,10 @@ class PiSSA(Rebased):
     # Principal directions have about 10 times LoRA's top curvature (arXiv 2602.04998).
     lr_ratio = 0.1
     svd: Literal["exact", "randomised"] = "exact"
-    oversampling: int = 10
-    iterations: int = 4
+    oversampling: Whole = 10
+    iterations: Whole = 4
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("oversampling", "iterations"):
-            if (number := getattr(self, name)) < 0:
-                raise ValueError(f"{name} is a whole number from 0, not {number!r}")
-
-    def start(self, W: Tensor, rng: torch.Generator, stats: Tensors | None) -> LoRAPair:
+    def starting_pair(self, W: Tensor, rng: torch.Generator, stats: Tensors | None) -> LoRAPair:
         if self.svd == "exact":
             return self.split(*top(W, self.rank))
         return self.split(*top_randomised(W, self.rank, rng, self.oversampling, self.iterations))

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from variants.core import States, register
+from variants.core.fields import Positive
 from variants.core.linalg import landing
 from variants.core.lowrank import USV
 
@@ -25,13 +26,8 @@ class PoLAR(USV):
     paper = "arXiv 2506.03133"
     lr_ratio = 10.0  # the authors' 4e-3 against 4e-4 for their LoRA
     constraint = "soft: U, V orthonormal (landing)"
-    core: Literal["diagonal", "full"] = "full"
-    attraction: float = 5e-3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.attraction > 0:
-            raise ValueError(f"attraction is a positive number, not {self.attraction!r}")
+    middle: Literal["diagonal", "full"] = "full"
+    attraction: Positive = 5e-3
 
     @torch.no_grad()
     def before_step(self, states: States) -> None:

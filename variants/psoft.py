@@ -1,21 +1,22 @@
-"""PSOFT: Orthogonal Fine-Tuning with Principal Subspace Adaptation (Wu et al., 2025, arXiv 2505.11235)."""
+"""PSOFT: Orthogonal Fine-Tuning with PrincipalCore Subspace Adaptation (Wu et al., 2025, arXiv 2505.11235)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from variants.core import Init, Tensors, register
-from variants.core.linalg import cayley, cayley_neumann, skew_from
-from variants.core.singular import Principal
+from variants.core.fields import whole_from
+from variants.core.linalg import rotation_from
+from variants.core.singular import PrincipalCore
 
 
 @register("psoft")
 @dataclass(frozen=True, kw_only=True)
-class PSOFT(Principal):
+class PSOFT(PrincipalCore):
     """``W + U diag(S) (C - I) V^T`` with ``C = diag(b) R diag(a)`` and a rotation R, on the top triplets of W.
 
     With S on the output side and a = b = 1 (``vectors=False``) this is W times a rotation of its inputs: ``W' W'^T ==
@@ -24,16 +25,11 @@ class PSOFT(Principal):
     """
 
     paper = "arXiv 2505.11235"
-    undecayed = ("a", "b")
+    no_weight_decay = ("a", "b")  # 1 means W
     constraint = "R orthogonal (Cayley)"
     inverse: Literal["exact", "neumann"] = "exact"
     vectors: bool = True
-    terms: int = 5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.terms, int) or self.terms < 4:
-            raise ValueError(f"terms is a whole number from 4, not {self.terms!r}: fewer are far from a rotation")
+    terms: Annotated[int, whole_from(4, " (a shorter series is no rotation)")] = 5
 
     def init(self, W: Tensor, rng: torch.Generator, stats: Tensors | None = None) -> Init:
         train = {"K": torch.zeros(self.rank * (self.rank - 1) // 2, dtype=W.dtype)}
@@ -42,8 +38,8 @@ class PSOFT(Principal):
         return Init(train=train, frozen=self.bases(W))
 
     def rotation(self, t: Tensors) -> Tensor:  # shape: (rank, rank)
-        K = skew_from(t["K"], self.rank)
-        return cayley(K) if self.inverse == "exact" else cayley_neumann(K, self.terms)
+        """R, exactly orthogonal unless ``neumann``."""
+        return rotation_from(t["K"], self.rank, self.inverse, self.terms)
 
     def core(self, t: Tensors) -> Tensor:
         C = self.rotation(t)

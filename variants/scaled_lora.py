@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from variants.core import States, register
+from variants.core.fields import Positive
 from variants.lora import LoRA
 
 
@@ -26,12 +27,7 @@ class ScaledLoRA(LoRA):
 
     paper = "arXiv 2402.02347"
     lr_ratio = 4.0  # the paper's GPT-2 runs: 8e-4 against 2e-4; on Mistral between 1 and 6
-    damping: float = 1e-2  # the paper tunes it between 1e-6 and 100
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.damping > 0:
-            raise ValueError(f"damping is a positive number, not {self.damping!r}")
+    damping: Positive = 1e-2  # the paper tunes it between 1e-6 and 100
 
     @torch.no_grad()
     def before_step(self, states: States) -> None:
@@ -46,6 +42,6 @@ class ScaledLoRA(LoRA):
             eye = torch.eye(self.rank, dtype=others.dtype, device=others.device)
             inverses = torch.linalg.inv(others.mT @ others + self.damping * eye)
             if not bool(inverses.isfinite().all()):
-                raise FloatingPointError("preconditioning needs finite factors: the training has diverged")
+                raise FloatingPointError("the training has diverged, a factor is not finite: lower the learning rate")
             for (gradient, _), inverse in zip(pairs, inverses, strict=True):
                 gradient.copy_(inverse.to(gradient.dtype) @ gradient)

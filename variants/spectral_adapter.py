@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from variants.core import FrozenProduct, Init, LoRAPair, Tensors, project, register
-from variants.core.linalg import cayley, full_precision
-from variants.core.singular import Principal
+from variants.core.fields import Count
+from variants.core.linalg import cayley, full_precision, rank_defect
+from variants.core.singular import PrincipalCore
 
 
 @register("spectral_adapter")
 @dataclass(frozen=True, kw_only=True)
-class SpectralAdapter(Principal):
+class SpectralAdapter(PrincipalCore):
     """The top singular vectors of W move; the singular values, and all below the top, stay (section 3).
 
     ``additive``: ``(U + B) diag(S) (V + A^T)^T``. ``rotational``: ``U Q(D_u) diag(S) Q(D_v)^T V^T`` with the Cayley map
@@ -24,10 +25,10 @@ class SpectralAdapter(Principal):
     """
 
     paper = "arXiv 2405.13952"
-    undecayed = ("c",)
+    no_weight_decay = ("c",)  # 1 means W
     constraint = "rotational: spectrum of W (Cayley)"
     lr_ratio = 0.1  # gradients grow with S; the paper's 1e-5 to 2.5e-5 on 7B models, against 1e-4 to 2e-4 for LoRA
-    rank: int = 8
+    rank: Count = 8
     form: Literal["additive", "rotational"] = "additive"
     faithful: Literal["paper", "code"] = "paper"
 
@@ -51,9 +52,6 @@ class SpectralAdapter(Principal):
         Qu, Qv = (cayley((t[D] - t[D].mT) / 2) for D in ("Du", "Dv"))
         return Qu * (t["s"] * t["c"] if self._trains_values else t["s"]) @ Qv.mT - torch.diag(t["s"])
 
-    def weight(self, W: Tensor, t: Tensors) -> Tensor:
-        return W + self.as_lora(W, t).delta()
-
     def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
         if self.form == "rotational":
             return super().forward(x, linear, W, t)
@@ -73,7 +71,7 @@ class SpectralAdapter(Principal):
     def defects(self, W: Tensor, t: Tensors) -> dict[str, Tensor]:
         moved = self.weight(W, t)
         if self.form == "additive":
-            return {"rank of the update": torch.linalg.svdvals(moved - W)[2 * self.rank :].norm() / (1 + W.norm())}
+            return {"rank of the update": rank_defect(moved - W, 2 * self.rank) / (1 + W.norm())}
         found = super().defects(W, t)
         if not self._trains_values:
             gap = torch.linalg.svdvals(moved) - torch.linalg.svdvals(W)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from variants.core import Init, States, Tensors, register
+from variants.core.fields import Count
 from variants.stiefel import Stiefel
 
 
@@ -24,14 +25,9 @@ class StelLA(Stiefel):
     ``width`` is the model's hidden size; None takes the length which the most adapted layers have for a side.
     """
 
-    core: Literal["diagonal", "full"] = "full"  # the authors' scripts train a diagonal, their parameter counts are full
+    middle: Literal["diagonal", "full"] = "full"  # as the authors count; their scripts train a diagonal
     start: Literal["identity", "zero"] = "identity"
-    width: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.width is not None and self.width < 1:
-            raise ValueError(f"width is a whole number from 1, not {self.width!r}")
+    width: Count | None = None
 
     @property
     def exact_init(self) -> bool:
@@ -41,10 +37,10 @@ class StelLA(Stiefel):
         init = super().init(W, rng, stats)
         if self.start == "zero":
             return init
-        S = torch.ones(self.rank) if self.core == "diagonal" else torch.eye(self.rank)
+        S = torch.ones(self.rank) if self.middle == "diagonal" else torch.eye(self.rank)
         return replace(init, train={**init.train, "s": S.to(W.dtype)})
 
-    def pace(self, n: int, states: States) -> float:
+    def step_factor(self, n: int, states: States) -> float:
         layers = Counter(side for state in states for side in set(state.W.shape))
         width = self.width or max(layers, key=lambda side: (layers[side], -side))
         return (width / n) ** 0.5

@@ -38,7 +38,7 @@ class Stiefel(USV):
     constraint = "U, V orthonormal (retraction)"
     retraction: Literal["polar", "qr", "cayley"] = "polar"
 
-    def pace(self, n: int, states: States) -> float:
+    def step_factor(self, n: int, states: States) -> float:
         """The factor on the steps of factors with n rows."""
         del n, states
         return 1.0
@@ -60,8 +60,8 @@ class Stiefel(USV):
                 alike[left.shape, left.dtype, left.device].append((left, state.t[key]))
         for (shape, *_), pairs in alike.items():  # one batched retraction for all factors of a shape
             X = torch.stack([left for left, _ in pairs])
-            D = tangent(X, self.pace(shape[0], states) * (torch.stack([arrived for _, arrived in pairs]) - X))
+            D = tangent(X, self.step_factor(shape[0], states) * (torch.stack([arrived for _, arrived in pairs]) - X))
             if not bool(D.isfinite().all()):
-                raise FloatingPointError("a retraction needs finite steps: the training has diverged")
+                raise FloatingPointError("the training has diverged, a step is not finite: lower the learning rate")
             for (_, arrived), retracted in zip(pairs, RETRACTIONS[self.retraction](X, D), strict=True):
                 arrived.copy_(retracted)

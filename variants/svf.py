@@ -24,7 +24,7 @@ class SVF(SingularCore):
     """
 
     paper = "arXiv 2501.06252"
-    undecayed = ("z", "p")
+    no_weight_decay = ("z", "p")  # 0 does not mean W
     lr_ratio = 10.0  # the paper's 2e-3, against 2e-4 for LoRA
     faithful: Literal["paper", "code"] = "paper"
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from variants.core import Init, Refused, Tensors, register
+from variants.core.fields import Whole
 from variants.core.linalg import svd
 from variants.core.singular import SingularCore
 
@@ -26,13 +27,9 @@ class SVFT(SingularCore):
     paper = "arXiv 2405.19597"
     size = "band"
     lr_ratio = 10.0  # the paper's 1e-3 to 5e-3 (5e-2 for plain), against 1e-4 to 4e-4 for LoRA
-    band: int = 8
+    band: Whole = 8
     pattern: Literal["banded", "plain", "random", "top_k"] = "banded"
     faithful: Literal["paper", "code"] = "paper"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.band, int) or self.band < 0:
-            raise ValueError(f"band is a whole number from 0, not {self.band!r}")
 
     @property
     def exact_init(self) -> bool:

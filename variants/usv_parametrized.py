@@ -26,6 +26,7 @@ class USVParametrized(USV):
 
     paper = "arXiv 1901.08428"
     constraint = "U, V orthonormal (parametrised)"
+    no_weight_decay = ("X", "Y")
     map: Literal["cayley", "matrix_exp", "householder"] = "cayley"
 
     def init(self, W: Tensor, rng: torch.Generator, stats: Tensors | None = None) -> Init:

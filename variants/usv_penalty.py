@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from variants.core import States, register
-from variants.core.linalg import orthogonality_defect
-from variants.core.lowrank import USV
+from variants.core.fields import Positive
+from variants.core.lowrank import USV, orthogonality_defects
 
 
 @register("usv_penalty")
@@ -26,13 +25,8 @@ class USVPenalty(USV):
     constraint = "soft: U, V orthonormal (penalty)"
     orthonormal = ("U", "V")
     form: Literal["squared", "norm"] = "squared"
-    penalty_weight: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.penalty_weight > 0:
-            raise ValueError(f"penalty_weight is a positive number, not {self.penalty_weight!r}")
+    penalty_weight: Positive = 0.1
 
     def penalty(self, states: States) -> Tensor:
-        defects = torch.stack([orthogonality_defect(state.t[key]) for state in states for key in ("U", "V")])
+        defects = orthogonality_defects(states, self.orthonormal)
         return self.penalty_weight * (defects.square().sum() if self.form == "squared" else defects.mean())

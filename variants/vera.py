@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from variants.core import FrozenProduct, Init, LoRAPair, Tensors, Variant, project, register
+from variants.core import FrozenProduct, Init, LoRAPair, Tensors, project, register
+from variants.core.fields import Count, Nonzero
+from variants.core.lowrank import Additive
 
 
 @register("vera")
 @dataclass(frozen=True, kw_only=True)
-class VeRA(Variant):
+class VeRA(Additive):
     """``W + diag(b) B diag(d) A``: b (out,) and d (rank,) train; A and B are random, frozen and the same for all layers
     (section 3.1, equation 2).
 
@@ -25,14 +27,8 @@ class VeRA(Variant):
     paper = "arXiv 2310.11454"
     size = "rank"
     lr_ratio = 10.0  # the paper's rates are 4e-3 to 3e-2 on GLUE, against 4e-4 to 5e-4 for LoRA
-    rank: int = 256
-    d_init: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank is a whole number from 1, not {self.rank}")
-        if self.d_init == 0:
-            raise ValueError("d_init is not 0: b starts at 0, and no gradient leads away from both at 0")
+    rank: Count = 256
+    d_init: Nonzero = 0.1  # b starts at 0, and no gradient leads away from both at 0
 
     def shared(self, shapes: Sequence[tuple[int, int]], rng: torch.Generator) -> dict[str, Tensor]:
         sizes = {"A": (self.rank, max(in_ for _, in_ in shapes)), "B": (max(out for out, _ in shapes), self.rank)}
@@ -45,9 +41,6 @@ class VeRA(Variant):
     def as_lora(self, W: Tensor, t: Tensors) -> LoRAPair:
         out, in_ = W.shape
         return LoRAPair(t["d"][:, None] * t["A"][:, :in_], t["b"][:, None] * t["B"][:out])
-
-    def weight(self, W: Tensor, t: Tensors) -> Tensor:
-        return W + self.as_lora(W, t).delta()
 
     def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
         out, in_ = W.shape  # the vectors scale activations, so that the large factors are not copied

@@ -27,7 +27,9 @@ from variants.core.cases import CASES
 from variants.core.checks import Check
 from variants.core.host import Host
 from variants.core.interface import FrozenProduct
+from variants.dora import DoRA
 from variants.lora import LoRA
+from variants.lora_xs import LoRAXS
 from variants.pissa import PiSSA
 from variants.stiefel import Stiefel
 
@@ -127,12 +129,12 @@ class WritesIntoBase(LoRA):
 
 
 class NudgesBase(LoRA):
-    """Leaves the last bits of a base in single precision changed."""
+    """Leaves the last bits of a base in half precision changed."""
 
     def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
         with torch.no_grad():
-            if W.dtype == torch.float32:
-                W.mul_(1 + 1e-7)
+            if W.dtype == torch.bfloat16:
+                W.mul_(1 + 2**-8)
         return super().forward(x, linear, W, t)
 
 
@@ -178,7 +180,7 @@ class StartsNowhere(LoRA):
 
     exact_init = False
 
-    def initial(self, W: Tensor, stats: Tensors | None) -> Tensor | None:
+    def initial_weight(self, W: Tensor, stats: Tensors | None) -> Tensor | None:
         return 2 * W
 
 
@@ -234,6 +236,81 @@ class DriftsLate(Stiefel):
         with torch.no_grad():
             for state in states:
                 state.t["U"].mul_(1 if step < 150 else 1 - 1e-3)
+
+
+class MovesItsBases(LoRAXS):
+    """Lets a frozen basis grow."""
+
+    def after_step(self, states: States, step: int, total: int) -> None:
+        with torch.no_grad():
+            for state in states:
+                state.t["A"].mul_(1.01)
+
+
+class WritesIntoTheBase(LoRA):
+    def after_step(self, states: States, step: int, total: int) -> None:
+        with torch.no_grad():
+            for state in states:
+                state.W.mul_(1 + 1e-3 * min(step, 1))
+
+
+class Climbs(LoRA):
+    def before_step(self, states: States) -> None:
+        for state in states:
+            for tensor in state.t.values():
+                if tensor.grad is not None:
+                    tensor.grad.neg_()
+
+
+class Reseeds(LoRA):
+    def before_step(self, states: States) -> None:
+        torch.manual_seed(0)
+
+
+class FirstLayerOnly(Stiefel):
+    """Retracts one layer's factors, and leaves the others where the optimiser put them."""
+
+    def before_step(self, states: States) -> None:
+        super().before_step(states[:1])
+
+    def after_step(self, states: States, step: int, total: int) -> None:
+        super().after_step(states[:1], step, total)
+
+
+class TallOnly(Stiefel):
+    """Retracts where there are more outputs than inputs."""
+
+    def before_step(self, states: States) -> None:
+        super().before_step([s for s in states if s.W.shape[0] >= s.W.shape[1]])
+
+    def after_step(self, states: States, step: int, total: int) -> None:
+        super().after_step([s for s in states if s.W.shape[0] >= s.W.shape[1]], step, total)
+
+
+class RightAtTwo(LoRA):
+    def parameter_count(self, out: int, in_: int) -> int:
+        return 2 * (out + in_)
+
+
+class OwnRate(LoRA):
+    def param_groups(self, states: States, lr: float) -> list[dict[str, Any]]:
+        return super().param_groups(states, 1e-3)
+
+
+class MixesRows(LoRA):
+    """Sees the mean of the batch, in a way that an effective weight cannot."""
+
+    mergeable = False
+
+    def output(self, y: Tensor, t: Tensors) -> Tensor:
+        return y + t["B"].sum().to(y.dtype) * y.mean(dim=0, keepdim=True) if y.ndim > 1 else y
+
+    def as_lora(self, W: Tensor, t: Tensors) -> LoRAPair | None:
+        return None
+
+
+class DecaysMagnitudes(DoRA):
+    no_weight_decay = ()
 
 
 class WrongBias(LoRA):
@@ -297,6 +374,16 @@ BROKEN: list[tuple[Check, Variant, str]] = [
     (suite.penalty_is_zero_on_the_constraint, PenalisesNothing(rank=2), "does not grow off the constraint"),
     (suite.promises_hold_in_training, Unretracted(rank=2), "after 200 steps"),
     (suite.promises_hold_in_training, DriftsLate(rank=2), "after 200 steps"),
+    (suite.promises_hold_in_training, FirstLayerOnly(rank=2), "after 200 steps"),
+    (suite.promises_hold_in_training, TallOnly(rank=2), "after 200 steps"),
+    (suite.training_trains, MovesItsBases(rank=2), "layers.0.adapter.default.A is frozen and has changed"),
+    (suite.training_trains, WritesIntoTheBase(rank=2), "layers.0.weight is frozen and has changed"),
+    (suite.training_trains, Climbs(rank=2), "the loss went from"),
+    (suite.training_trains, Reseeds(rank=2), "used torch's global generator"),
+    (suite.count_is_closed_form, RightAtTwo(rank=2), "says 28, the tensors have 42"),
+    (suite.groups_cover_all, OwnRate(rank=2), "do not follow lr"),
+    (suite.decay_leads_to_the_base, DecaysMagnitudes(rank=2), "after decay alone: off by"),
+    (suite.rows_do_not_mix, MixesRows(rank=2), "a row by itself"),
     (suite.can_be_copied, Unpicklable(rank=2), "cannot be pickled"),
     (suite.can_be_copied, SharedState(rank=2), "deepcopy computes something else"),
     (suite.compiles_whole, Branches(rank=2), "the graph breaks"),

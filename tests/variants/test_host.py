@@ -166,7 +166,8 @@ def test_a_new_kind_of_layer_needs_only_a_host(monkeypatch: pytest.MonkeyPatch) 
         def base(self, x: Tensor, stored: Tensor) -> Tensor:
             return 2 * F.linear(x, stored) + self.bias
 
-        def oriented(self, stored: Tensor) -> Tensor:
+        @staticmethod
+        def oriented(stored: Tensor) -> Tensor:
             return 2 * stored
 
     monkeypatch.setitem(HOSTS, Doubled, HostDoubled)

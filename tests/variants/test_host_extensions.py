@@ -365,7 +365,7 @@ class ByNeed(LoRA):
 
     ranks: tuple[tuple[str, int], ...] = ()
 
-    def allot(self, shapes: Mapping[str, tuple[int, int]], stats: Mapping[str, Tensors]) -> Mapping[str, Variant]:
+    def allocate(self, shapes: Mapping[str, tuple[int, int]], stats: Mapping[str, Tensors]) -> Mapping[str, Variant]:
         table = {path: dict(self.ranks)[path.rpartition(".")[2]] for path in shapes}
         return {path: replace(self, rank=rank) for path, rank in table.items() if rank}
 
@@ -420,9 +420,9 @@ class Recorder(LowRank):
         ASKED.append(("check", out, in_))
         super().check(out, in_)
 
-    def allot(self, shapes: Mapping[str, tuple[int, int]], stats: Mapping[str, Tensors]) -> Mapping[str, Variant]:
-        ASKED.append(("allot", *shapes.values(), *stats))
-        return super().allot(shapes, stats)
+    def allocate(self, shapes: Mapping[str, tuple[int, int]], stats: Mapping[str, Tensors]) -> Mapping[str, Variant]:
+        ASKED.append(("allocate", *shapes.values(), *stats))
+        return super().allocate(shapes, stats)
 
     def shared(self, shapes: Sequence[tuple[int, int]], rng: torch.Generator) -> dict[str, Tensor]:
         ASKED.append(("shared", *shapes))
@@ -449,7 +449,7 @@ def test_every_shape_is_asked_about_before_anything_is_computed(layer: Layer) ->
     model = net(layer, blocks=1)
     attach(model, Recorder(rank=3), stats={"head": {}})
     shapes = [(10, 6), (6, 10), (3, 6)]
-    want = [("allot", *shapes, "head"), *(("check", *shape) for shape in shapes)]
+    want = [("allocate", *shapes, "head"), *(("check", *shape) for shape in shapes)]
     want += [*(("init", *shape) for shape in shapes), ("shared", *shapes)]
     assert want == ASKED
     ASKED.clear()

@@ -110,7 +110,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def count(name: str) -> None:
         original = getattr(linalg, name)
-        monkeypatch.setattr(linalg, name, lambda W, rank: (calls.append(name), original(W, rank))[1])
+        monkeypatch.setattr(linalg, name, lambda W, **of: (calls.append(name), original(W, **of))[1])
 
     count("_full")
     count("_leading")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from variants.core.cases import close, gap
 from variants.core.linalg import (
+    above_rounding,
     cayley,
     cayley_inverse,
     cayley_neumann,
@@ -20,8 +21,10 @@ from variants.core.linalg import (
     orthogonality_defect,
     polar,
     random_orthonormal,
+    rank_defect,
     reflections,
     retract_cayley,
+    rotation_from,
     skew_defect,
     skew_from,
     tangent,
@@ -97,14 +100,14 @@ def test_retraction_of_any_tangent_step_is_orthonormal(size: float) -> None:
 def test_polar_refuses_a_diverged_factor(bad: float) -> None:
     Y = on_manifold(5, 2)
     Y[0, 0] = bad
-    with pytest.raises(FloatingPointError, match="finite entries"):
+    with pytest.raises(FloatingPointError, match="diverged, the factor is not finite: lower the learning rate"):
         polar(Y)
 
 
 def test_polar_refuses_a_lost_column() -> None:
     Y = on_manifold(5, 2)
     Y[:, 1] = Y[:, 0]
-    with pytest.raises(FloatingPointError, match="full column rank"):
+    with pytest.raises(FloatingPointError, match="full column rank: lower the learning rate"):
         polar(Y)
 
 
@@ -302,3 +305,26 @@ def test_distances_are_zero_where_they_should_be_and_count_what_is_missing() -> 
     close(skew_defect(skew(4) + 0.5 * eye(4)), torch.tensor(2.0, dtype=torch.float64), 1e-12, "||I||")
     close(orthogonality_defect(2 * X), torch.tensor(3 * 3**0.5, dtype=torch.float64), 1e-12, "||3 I||")
     assert float(orthogonality_defect(torch.eye(4)[:, :2])) == 0.0
+
+
+def test_the_rank_defect_is_the_distance_to_the_nearest_matrix_of_that_rank() -> None:
+    U, V = on_manifold(6, 3), on_manifold(5, 3, seed=1)
+    D = U * torch.tensor([5.0, 4.0, 3.0]) @ V.T
+    assert float(rank_defect(D, 3)) < 1e-12
+    close(rank_defect(D, 1), torch.tensor(5.0, dtype=torch.float64), 1e-12, "sqrt(4^2 + 3^2)")
+    assert float(rank_defect(D, 5)) == 0.0, "no matrix has a larger rank"
+
+
+def test_singular_values_of_zero_are_lifted_to_the_rounding_of_the_matrix_and_others_left_alone() -> None:
+    W = 3 * torch.eye(4, dtype=torch.float32)
+    least = torch.finfo(torch.float32).eps * 6.0
+    S = torch.tensor([3.0, 1e-3, 0.0])
+    close(above_rounding(S, W), torch.tensor([3.0, 1e-3, least]), 1e-12, "values")
+
+
+def test_a_rotation_from_entries_is_the_map_that_was_asked_for() -> None:
+    entries = 0.1 * draw(2, 6)
+    K = skew_from(entries, 4)
+    close(rotation_from(entries, 4, "exact", 5), cayley(K), 0.0, "exact, whatever the terms")
+    close(rotation_from(entries, 4, "neumann", 5), cayley_neumann(K, 5), 0.0, "series")
+    assert gap(cayley(K), cayley_neumann(K, 5)) > 1e-6, "the control: the two differ"

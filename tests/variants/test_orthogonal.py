@@ -90,7 +90,7 @@ LLAMA3_8B = {(4096, 4096): 32, (1024, 4096): 64, (14336, 4096): 32, (4096, 14336
     ("variant", "layers", "published"),
     [
         (StelLA(rank=32), LLAMA3_8B, 56_786_944),
-        (StelLA(rank=32, core="diagonal"), LLAMA3_8B, 56_628_224),
+        (StelLA(rank=32, middle="diagonal"), LLAMA3_8B, 56_628_224),
         (OFT(block=32), LLAMA2_7B, 17_649_664),
         (OFT(block=96), {(3072, 3072): 28, (1024, 3072): 28}, 8_171_520),
         (OFT(block=32), DEBERTA, 1_285_632),
@@ -137,8 +137,8 @@ def test_wrong_hyperparameters(name: str, wrong: dict[str, Any], message: str) -
         (OFT(block=1), 9, "write one of 3, 9"),
         (OFT(block=2), 1, "leave the layer out"),
         (BOFT(block=4, butterflies=1), 6, "write one of 2, 3, 6"),
-        (BOFT(block=3, butterflies=2), 9, "an even block"),
-        (BOFT(block=2, butterflies=4), 8, "fewer butterflies"),
+        (BOFT(block=3, butterflies=2), 9, "block 3 is odd: write an even block$"),
+        (BOFT(block=2, butterflies=4), 8, "do not fit an input of width 8: write fewer butterflies$"),
         (HRA(rank=3), 9, "write an even rank, or gram_schmidt=True"),
         (HRA(rank=6), 5, "6 reflections are more than an input of width 5 has dimensions"),
         (GOFT(), 1, "leave the layer out"),
@@ -355,11 +355,11 @@ def test_every_retraction_refuses_to_go_on_after_divergence(name: Any) -> None:
 
 @pytest.mark.parametrize("core", ["full", "diagonal"])
 def test_stella_starts_with_equal_singular_values_or_none(core: Any) -> None:
-    variant = StelLA(rank=3, alpha=6, core=core)
+    variant = StelLA(rank=3, alpha=6, middle=core)
     delta = variant.weight(eye(8)[:, :7], start(variant, 8, 7).train) - eye(8)[:, :7]
     close(torch.linalg.svdvals(delta), torch.tensor([2.0] * 3 + [0.0] * 4), 1e-12, "spectrum")
     assert not variant.exact_init
-    zero = StelLA(rank=3, core=core, start="zero")
+    zero = StelLA(rank=3, middle=core, start="zero")
     assert zero.exact_init
     assert not start(zero, 8, 7).train["s"].any()
 
@@ -401,7 +401,7 @@ def test_stella_scales_the_step_of_each_factor_by_the_hidden_size(width: int | N
 
 @pytest.mark.parametrize("shape", [(8, 6), (6, 8)])
 def test_stella_takes_the_shorter_of_two_sides_which_are_as_common(shape: tuple[int, int]) -> None:
-    assert StelLA().pace(24, [LayerState("a", torch.zeros(shape), {})]) == 0.5
+    assert StelLA().step_factor(24, [LayerState("a", torch.zeros(shape), {})]) == 0.5
 
 
 @pytest.mark.parametrize(("optimiser", "same"), [(torch.optim.SGD, True), (torch.optim.Adam, False)])
@@ -509,7 +509,7 @@ def test_rotations_keep_the_spectrum_and_the_rows_geometry(variant: Variant) -> 
 @pytest.mark.parametrize(
     ("variant", "spoilt"),
     [
-        (OFT(block=4, cayley="neumann"), "K"),
+        (OFT(block=4, inverse="neumann"), "K"),
         (GOFT(form="quasi"), "E"),
         (BOFT(block=4, butterflies=2), "s"),
     ],
@@ -528,7 +528,7 @@ def test_what_is_no_rotation_is_found_out(variant: Variant, spoilt: str) -> None
 def test_oft_singular_values_of_the_cut_series(terms: int) -> None:
     """``|1 - (i a)^(terms - 1)|`` for the eigenvalues +-i a of K."""
     K = 0.3 * normal(1, 10, seed=3)
-    R = OFT(block=5, cayley="neumann", terms=terms).rotations({"K": K})[0]
+    R = OFT(block=5, inverse="neumann", terms=terms).rotations({"K": K})[0]
     dense = torch.zeros(5, 5, dtype=torch.float64)
     dense[tuple(torch.triu_indices(5, 5, 1))] = K[0]
     a = torch.linalg.eigvals(dense - dense.T).imag
@@ -543,7 +543,7 @@ def test_oft_maps_differ_only_in_high_order(terms: int) -> None:
     K = normal(2, 6, seed=3)
     gaps = [
         (
-            OFT(block=4).rotations({"K": t * K}) - OFT(block=4, cayley="neumann", terms=terms).rotations({"K": t * K})
+            OFT(block=4).rotations({"K": t * K}) - OFT(block=4, inverse="neumann", terms=terms).rotations({"K": t * K})
         ).norm()
         for t in (2e-2, 1e-2)
     ]
@@ -561,7 +561,7 @@ def test_oft_stops_where_the_series_does_not_converge(size: float) -> None:
     K[1, 0] = K[1, 5] = size  # two planes, the Frobenius norm is twice as large as the spectral one
     state = LayerState("some.layer", eye(12), {"K": K})
     OFT(block=4).after_step([state], 0, 1)
-    series = OFT(block=4, cayley="neumann")
+    series = OFT(block=4, inverse="neumann")
     if size < 1:
         series.after_step([state], 0, 1)
     else:

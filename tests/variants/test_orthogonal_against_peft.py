@@ -29,7 +29,7 @@ def peft_layer(config: Any, case: Case, dtype: torch.dtype = torch.float64) -> t
 
 
 def oft_config(variant: OFT, **options: Any) -> OFTConfig:
-    options = {"use_cayley_neumann": variant.cayley == "neumann", "num_cayley_neumann_terms": variant.terms} | options
+    options = {"use_cayley_neumann": variant.inverse == "neumann", "num_cayley_neumann_terms": variant.terms} | options
     return OFTConfig(r=0, oft_block_size=variant.block, target_modules=["layer"], **options)
 
 
@@ -68,13 +68,13 @@ def put_base(layer: nn.Module, model: nn.Module) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize(
-    "variant", [OFT(block=4), *(OFT(block=4, cayley="neumann", terms=terms) for terms in (4, 5, 6))], ids=str
+    "variant", [OFT(block=4), *(OFT(block=4, inverse="neumann", terms=terms) for terms in (4, 5, 6))], ids=str
 )
 def test_oft_is_pefts_with_the_sign_of_its_exact_branch_turned(variant: OFT, case: Case) -> None:
     mine, t = moved(variant, case)
     theirs, layer = peft_layer(oft_config(variant), case)
     put_base(layer, mine)
-    weight, sign = layer.oft_R["default"].weight, -1 if variant.cayley == "exact" else 1
+    weight, sign = layer.oft_R["default"].weight, -1 if variant.inverse == "exact" else 1
     with torch.no_grad():
         weight.copy_(sign * t["K"])
     y, x_grad, K_grad = results(mine, case, [t["K"]])
@@ -92,13 +92,13 @@ def test_pefts_two_branches_of_oft_turn_in_opposite_directions() -> None:
     """One stored tensor, the flag flipped: the rotation is inverted. Ours goes on in the same direction."""
     case, Q = Case(8, 8), 0.1 * torch.randn(2, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     theirs, ours = {}, {}
-    for cayley in ("exact", "neumann"):
-        variant = OFT(block=4, cayley=cayley)
+    for inverse in ("exact", "neumann"):
+        variant = OFT(block=4, inverse=inverse)
         _, layer = peft_layer(oft_config(variant), case)
         with torch.no_grad():
             layer.oft_R["default"].weight.copy_(Q)
-        theirs[cayley] = layer.oft_R["default"].get_weight().detach()
-        ours[cayley] = torch.block_diag(*variant.rotations({"K": Q}))
+        theirs[inverse] = layer.oft_R["default"].get_weight().detach()
+        ours[inverse] = torch.block_diag(*variant.rotations({"K": Q}))
     assert gap(theirs["exact"], theirs["neumann"]) > 0.1
     close(theirs["exact"], theirs["neumann"].T, 1e-2, "the inverse")
     close(ours["exact"], ours["neumann"], 1e-2, "the same direction")
@@ -109,7 +109,7 @@ def test_pefts_three_terms_are_four() -> None:
     """So that 3 is no number of terms here."""
     turned = []
     for terms in (3, 4):
-        _, layer = peft_layer(oft_config(OFT(block=4, cayley="neumann"), num_cayley_neumann_terms=terms), Case(8, 8))
+        _, layer = peft_layer(oft_config(OFT(block=4, inverse="neumann"), num_cayley_neumann_terms=terms), Case(8, 8))
         with torch.no_grad():
             layer.oft_R["default"].weight.copy_(torch.linspace(-0.3, 0.3, 12, dtype=torch.float64).view(2, 6))
         turned.append(layer.oft_R["default"].get_weight().detach())

@@ -89,7 +89,7 @@ def test_frozen_random_factors_are_what_gpt3s_published_vera_counts_include() ->
     ("make", "message"),
     [
         (lambda: VeRA(rank=0), "rank is a whole number from 1, not 0"),
-        (lambda: VeRA(d_init=0.0), "d_init is not 0"),
+        (lambda: VeRA(d_init=0.0), "d_init is a number other than 0, not 0.0"),
         (lambda: DeLoRA(alpha=0.0), "alpha is a positive number"),
         (lambda: BottleneckAdapter(bottleneck=0), "bottleneck is a whole number from 1, not 0"),
     ],
@@ -232,7 +232,7 @@ def test_delora_starts_at_the_base_with_a_gradient() -> None:
 def test_ia3_counts_as_published() -> None:
     """Llama-3.2-3B: keys, values and the input of the last feed-forward layer, 28 times."""
     shapes = {"k_proj": (1024, 3072), "v_proj": (1024, 3072), "down_proj": (3072, 8192)}
-    allotted = IA3(feedforward="down_proj").allot(shapes, {})
+    allotted = IA3(feedforward="down_proj").allocate(shapes, {})
     assert 28 * sum(allotted[path].parameter_count(*shape) for path, shape in shapes.items()) == 286_720
 
 

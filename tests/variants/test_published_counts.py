@@ -156,7 +156,7 @@ COUNTS = [
     Published("psoft", rank(256), "llama-3.2-3b", "q,v", 1_856_512, "1856512", PEFT),
     # ---- orthonormal factors and rotations ----------------------------------------------------------------------
     Published("stella", rank(32), "llama-3-8b", MOST, 56_786_944, "0.702%", STELLA),
-    Published("stella", rank(32, core="diagonal"), "llama-3-8b", MOST, 56_628_224, "0.700%", "StelLA's script"),
+    Published("stella", rank(32, middle="diagonal"), "llama-3-8b", MOST, 56_628_224, "0.700%", "StelLA's script"),
     Published("stella", rank(32), "llama-2-7b", MOST, 56_262_656, "0.828%", STELLA),
     Published("stella", rank(128), "llama-2-7b", "all", 323_485_696, "4.581%", STELLA),
     Published("oft", {"block": 32}, "llama-2-7b", "all", 17_649_664, "17.65M", "OFTv2, arXiv 2506.19847"),

@@ -288,9 +288,9 @@ def test_lora_ga_takes_disjoint_directions_of_the_gradient(
 class Overlapping(LoRAGA):
     """Both factors from the same triplets."""
 
-    def start(self, W: Tensor, rng: torch.Generator, stats: Tensors | None) -> LoRAPair:
+    def starting_pair(self, W: Tensor, rng: torch.Generator, stats: Tensors | None) -> LoRAPair:
         swapped = LoRAGA(rank=self.rank, direction="A2rBr", gamma=self.gamma)
-        return LoRAPair(super().start(W, rng, stats).A, swapped.start(W, rng, stats).B)
+        return LoRAPair(super().starting_pair(W, rng, stats).A, swapped.starting_pair(W, rng, stats).B)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -486,7 +486,7 @@ def by_hand(data: Data, rank: int, rho: float) -> dict[str, int]:
 def test_eva_divides_ranks_by_explained_variance(rank: int, rho: float, alpha: float | None) -> None:
     data = layered({"a": 0.9, "b": 0.4, "c": 0.7, "d": 0.99})
     eva = EVA(rank=rank, rho=rho, alpha=alpha)
-    allotted = eva.allot(dict.fromkeys(data, (10, 8)), {path: stats_of(X) for path, X in data.items()})
+    allotted = eva.allocate(dict.fromkeys(data, (10, 8)), {path: stats_of(X) for path, X in data.items()})
     ranks = {path: local.rank for path, local in allotted.items() if isinstance(local, EVA)}
     assert ranks == by_hand(data, rank, rho)
     assert sum(ranks.values()) == rank * len(data)
@@ -524,10 +524,10 @@ def test_evas_layers_with_the_same_inputs_start_alike() -> None:
 
 def test_eva_names_the_layer_that_it_cannot_calibrate() -> None:
     data = {"a": inputs(20, 8), "b": torch.ones(20, 8, dtype=torch.float64)}
-    with pytest.raises(Refused, match="the inputs of b do not vary"):
-        EVA(rank=2).allot(dict.fromkeys(data, (8, 8)), {path: stats_of(X) for path, X in data.items()})
+    with pytest.raises(Refused, match="eva on b: its inputs do not vary"):
+        EVA(rank=2).allocate(dict.fromkeys(data, (8, 8)), {path: stats_of(X) for path, X in data.items()})
     with pytest.raises(Refused, match="rank 9 does not fit"):
-        EVA(rank=9).allot({"a": (8, 8)}, {"a": stats_of(data["a"])})
+        EVA(rank=9).allocate({"a": (8, 8)}, {"a": stats_of(data["a"])})
 
 
 # ---- LoRA-One -------------------------------------------------------------------------------------------------------

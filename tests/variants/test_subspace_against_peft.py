@@ -247,7 +247,7 @@ class WithLoss(nn.Module):
 
 
 def test_adalora_penalty_is_the_one_which_peft_adds_to_the_loss() -> None:
-    variant, case = AdaLoRA(rank=3, faithful="code", orthogonality=0.7), CASES[0]
+    variant, case = AdaLoRA(rank=3, faithful="code", penalty_weight=0.7), CASES[0]
     mine = adapted(variant, case)
     move(mine)
     theirs = Triple(variant, case, model=WithLoss(case), orth_reg_weight=0.7)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import cast
 
 import torch
@@ -18,7 +19,8 @@ from variants.core.attachment import (
     required_unmerged,
     start,
 )
-from variants.core.host import Adapter, Host, Shared, Switch, host_class, hosts, own
+from variants.core.cache import not_kept
+from variants.core.host import Adapter, Host, Shared, Switch, host_class, hosts, original_weight, own, shape_of
 from variants.core.interface import Init, Refused, Tensors, Variant
 from variants.core.linalg import full_precision, raised
 from variants.core.targets import matching_layers
@@ -152,8 +154,9 @@ def _chosen(
     missing = [f"{need} of {path}" for path in paths for need in variant.needs if need not in stats.get(path, {})]
     if missing:
         raise Refused(f"{variant.name} needs statistics that were not given: {', '.join(missing[:3])}")
-    shapes = {path: _shape(model, path) for path in paths}
-    allotted = variant.allot(shapes, {path: stats[path] for path in paths if path in stats})
+    shapes = {path: shape_of(model.get_submodule(path)) for path in paths}
+    with not_kept() if variant.needs else nullcontext():
+        allotted = variant.allocate(shapes, {path: stats[path] for path in paths if path in stats})
     chosen = {path: allotted[path] for path in paths if path in allotted}
     if paths and not chosen:
         raise Refused(f"{variant.name} leaves out every layer that was chosen: nothing would be trained")
@@ -165,28 +168,14 @@ def _chosen(
     return chosen
 
 
-def _dense(model: nn.Module, path: str) -> Tensor:  # shape: (out, in)
-    module = model.get_submodule(path)
-    if isinstance(module, Host):
-        return module.original_dense().detach()
-    cls = host_class(type(module))
-    assert cls is not None
-    plain = cast(Host, module)  # for `oriented`, which is a function of the layout alone
-    return cls.oriented(plain, plain.weight).detach()
-
-
-def _shape(model: nn.Module, path: str) -> tuple[int, int]:
-    out, in_ = _dense(model, path).shape
-    return out, in_
-
-
 @full_precision
 def _init(model: nn.Module, variant: Variant, path: str, seed: int, stats: Tensors | None) -> Init:
     # On the CPU whatever the device, so that one seed means the same start everywhere. Cloned: init owns its input.
-    W = raised(_dense(model, path)).to("cpu", copy=True)
+    W = raised(original_weight(model.get_submodule(path)).detach()).to("cpu", copy=True)
     own_stats = None if stats is None else {need: stats[need].to("cpu", W.dtype, copy=True) for need in variant.needs}
     try:
-        return variant.init(W, layer_rng(seed, path), own_stats)
+        with not_kept() if variant.needs else nullcontext():  # what depends on data is not asked for again
+            return variant.init(W, layer_rng(seed, path), own_stats)
     except Refused as error:
         raise Refused(f"{variant.name} on {path}: {error}") from error
 
@@ -195,8 +184,8 @@ def _shared(model: nn.Module, variant: Variant, paths: list[str], seed: int) -> 
     """The tensors which the adapter's layers have in common, drawn from the seed alone."""
     if not paths:
         return Shared({})
-    dtype = raised(_dense(model, paths[0])).dtype
-    drawn = variant.shared([_shape(model, path) for path in paths], layer_rng(seed, ""))
+    dtype = raised(original_weight(model.get_submodule(paths[0]))).dtype
+    drawn = variant.shared([shape_of(model.get_submodule(path)) for path in paths], layer_rng(seed, ""))
     return Shared({name: own(tensor.to(dtype), _device(model, paths[0])) for name, tensor in drawn.items()})
 
 
@@ -222,7 +211,7 @@ def _needs_pair_form(module: nn.Module, adapter: Adapter) -> bool:
     (which would drop part of the pretrained function)."""
     if not isinstance(module, Host) and not adapter.dropout:
         return False
-    _check_pair(adapter, "here it has company or dropout", cast(Tensor, module.weight))
+    _check_pair(adapter, "here it has company or dropout", original_weight(module))
     return True
 
 

@@ -1,7 +1,7 @@
 """A parameter budget as a method's size: the largest rank, block or band whose trainable parameters stay within it.
 
-Only shapes enter, so a model's weights are never needed. Counted is what a method does on every layer alike: one that
-divides itself among the layers by need (``Variant.allot``) may end up elsewhere.
+Only shapes enter, so a model's weights are never needed. Counts assume the same method on every layer: one that
+divides itself among the layers by need (``Variant.allocate``) may end up elsewhere.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ Shape = tuple[int, int]  # out, in
 
 
 def total_count(variant: Variant, shapes: Iterable[Shape]) -> int:
-    """Trainable parameters on layers of these shapes together."""
-    return sum(n * variant.parameter_count(*shape) for shape, n in Counter(shapes).items())
+    """Trainable parameters on layers of these shapes together; a Counter of shapes counts each as often as it says."""
+    alike = shapes if isinstance(shapes, Counter) else Counter(shapes)
+    return sum(n * variant.parameter_count(*shape) for shape, n in alike.items())
 
 
 def largest(method: type[Variant], hyperparameters: Mapping[str, Any], shapes: Iterable[Shape], budget: int) -> Variant:
@@ -41,7 +42,7 @@ def largest(method: type[Variant], hyperparameters: Mapping[str, Any], shapes: I
         what = "the base model" if method.trains == "base" else "the task head"
         raise Refused(f"{method.name} trains {what}: no budget can change how much; leave the budget out")
     if not method.size:
-        fixed = total_count(method(**hyperparameters), alike.elements())
+        fixed = total_count(method(**hyperparameters), alike)
         raise Refused(f"{method.name} has no size: it trains {fixed:,} here, whatever the budget")
     if method.size in hyperparameters:
         raise ValueError(f"{method.size} is what the budget decides: leave it out")
@@ -84,10 +85,10 @@ class _Sizes:
         return variant
 
     def count(self, variant: Variant) -> int:
-        return sum(n * variant.parameter_count(*shape) for shape, n in self.alike.items())
+        return total_count(variant, self.alike)
 
     def largest(self, budget: int) -> Variant | None:
-        """The largest size which is accepted and within the budget, by halving among those which are accepted."""
+        """The largest size which is accepted and within the budget."""
 
         def affordable(size: int) -> bool:
             variant = self.accepted(size)
@@ -96,26 +97,13 @@ class _Sizes:
         if affordable(self.longest_side):
             entries = max(out * in_ for out, in_ in self.alike)
             return self.accepted(_last(affordable, self.longest_side, entries))
-        best = low = -1
-        high = self.longest_side - 1
-        for size in self._likely():
-            if low < size <= high and (variant := self.accepted(size)):
-                best, low, high = (size, size, high) if self.count(variant) <= budget else (best, low, size - 1)
-        while low < high:
-            middle = (low + high + 1) // 2
-            size, variant = next(((s, v) for s in range(middle, low, -1) if (v := self.accepted(s))), (low, None))
-            if variant is None:
-                low = middle
-            elif self.count(variant) > budget:
-                high = size - 1
-            else:
-                best, low = size, middle
-        return None if best < 0 else self.accepted(best)
-
-    def _likely(self) -> list[int]:
-        """Sizes which most methods accept: looking there first leaves a short range to look through."""
-        sides = {side for shape in self.alike for side in shape}
-        return sorted(sides | {2**k for k in range(self.longest_side.bit_length())})
+        best = None
+        for size in range(self.longest_side):
+            variant = self.accepted(size)
+            if variant is not None and self.count(variant) > budget:
+                break
+            best = variant or best
+        return best
 
     def matters(self, found: Variant) -> bool:
         """Whether the count depends on the size: a method may have settings under which it does not."""

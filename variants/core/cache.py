@@ -1,8 +1,7 @@
-"""Decompositions kept on disk by content, so that every method, run and process computes each of them once.
+"""Decompositions of base weights kept on disk by content: every method, run and process needs each of them only once.
 
 Off until a program says where: ``keep_in(folder)``. A file is named after the weight's bytes and the version of the
-algorithm; it holds the most triplets asked for so far, and fewer are cut from it. It starts with the digest of the
-rest, so a damaged one is noticed and computed again.
+algorithm, and starts with the digest of the rest, so a damaged one is noticed and computed again.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors.torch
+import scipy
 import torch
 from torch import Tensor
 
@@ -43,41 +43,49 @@ def not_kept() -> Iterator[None]:
         keep_in(folder)
 
 
-def kept(W: Tensor, rank: int, compute: Callable[[Tensor, int], Triplets]) -> Triplets:
-    """The ``rank`` leading triplets of W, from disk if they are there, else from ``compute`` and then kept.
+def kept(W: Tensor, kind: str, compute: Callable[[Tensor], Triplets]) -> Triplets:
+    """``compute(W)``, from disk if it is there, else computed and then kept.
 
     Nothing fails for want of a disk: what cannot be read is computed, what cannot be written is not kept.
+
+    Args:
+        kind: which decomposition, so that what one call gives does not depend on what another one asked for before.
     """
     if _folder is None or W.device.type != "cpu":
-        return compute(W, rank)
-    path = _folder / f"{_key(W)}.triplets"
-    found = _read(path)
-    if found is None or found[1].numel() < rank:
-        found = compute(W, rank)
-        _write(path, found)
-    U, s, Vh = found
-    return U[:, :rank].contiguous(), s[:rank].contiguous(), Vh[:rank].contiguous()
+        return compute(W)
+    key = _key(W, kind)
+    path = _folder / f"{key}.triplets"
+    found = _read(path, key)
+    if found is None:
+        found = compute(W)
+        _write(path, key, found)
+    return found
 
 
-def _key(W: Tensor) -> str:
-    header = f"{ALGORITHM}:{tuple(W.shape)}:{W.dtype}:"
+def _key(W: Tensor, kind: str) -> str:
+    header = f"{ALGORITHM}:{scipy.__version__}:{kind}:{tuple(W.shape)}:{W.dtype}:"
     contents = W.detach().contiguous().view(torch.uint8).numpy()
     return hashlib.sha256(header.encode() + contents.tobytes()).hexdigest()
 
 
-def _read(path: Path) -> Triplets | None:
+def _digest(key: str, contents: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + contents).hexdigest().encode()  # a file under another name is damaged too
+
+
+def _read(path: Path, key: str) -> Triplets | None:
     try:
-        digest, contents = (raw := path.read_bytes())[:_DIGITS], raw[_DIGITS:]
+        raw = path.read_bytes()
     except OSError:
         return None
-    if hashlib.sha256(contents).hexdigest().encode() != digest:
+    digest, contents = raw[:_DIGITS], raw[_DIGITS:]
+    if _digest(key, contents) != digest:
         log.warning("damaged decomposition in %s: it is computed again", path)
         return None
     tensors = safetensors.torch.load(contents)
     return tensors["U"], tensors["s"], tensors["Vh"]
 
 
-def _write(path: Path, triplets: Triplets) -> None:
+def _write(path: Path, key: str, triplets: Triplets) -> None:
     tensors = dict(zip(("U", "s", "Vh"), (t.contiguous() for t in triplets), strict=True))
     contents = safetensors.torch.save(tensors)
     try:
@@ -85,7 +93,7 @@ def _write(path: Path, triplets: Triplets) -> None:
         descriptor, name = tempfile.mkstemp(dir=path.parent)
         try:  # whole or not at all
             with open(descriptor, "wb") as file:
-                file.write(hashlib.sha256(contents).hexdigest().encode() + contents)
+                file.write(_digest(key, contents) + contents)
             os.replace(name, path)
         finally:
             Path(name).unlink(missing_ok=True)

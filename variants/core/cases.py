@@ -5,8 +5,9 @@ Shapes follow ``variants.core.interface``: a weight is (out, in), an input (*lea
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from variants.core.attach import attach
 from variants.core.host import Adapter, Host, hosts
-from variants.core.interface import Tensors, Variant
+from variants.core.interface import Refused, Tensors, Variant
 from variants.core.switching import layer_states, trainable_parameters
 
 Layer = Callable[[int, int, bool], nn.Module]
@@ -80,12 +81,44 @@ def input_of(case: Case, dtype: torch.dtype = torch.float64) -> Tensor:  # shape
     return torch.randn(*case.lead, case.in_, generator=generator(1), dtype=torch.float64).to(dtype)
 
 
+class Chain(nn.Module):
+    """A layer of the case's shape and, where the method takes it, one of the transposed shape after it: what a method
+    does to a whole model shows only where layers differ."""
+
+    def __init__(self, variant: Variant, case: Case) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([case.layer(case.out, case.in_, case.bias)])
+        with contextlib.suppress(Refused):
+            variant.check(case.in_, case.out)
+            self.layers.append(case.layer(case.in_, case.out, case.bias))
+
+    def forward(self, x: Tensor) -> Tensor:  # shape: (*lead, in or out)
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return x
+
+
+def chain_of(variant: Variant, case: Case) -> Chain:
+    """Adapted, in float32."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(case.out * 100 + case.in_)
+        model = Chain(variant, case)
+    turned = replace(case, out=case.in_, in_=case.out)
+    shapes = dict(zip(("layers.0", "layers.1")[: len(model.layers)], (case, turned), strict=False))
+    attach(model, variant, list(shapes), stats={path: statistics(variant, made) for path, made in shapes.items()})
+    return model
+
+
 def stats_of(variant: Variant, case: Case) -> dict[str, Tensors]:
     """Made-up statistics of the case's layer, of the kinds which the method needs."""
+    return {"layer": statistics(variant, case)}
+
+
+def statistics(variant: Variant, case: Case) -> dict[str, Tensor]:
     x = torch.randn(50, case.in_, generator=generator(6), dtype=torch.float64) + 0.3
     gradient = torch.randn(case.out, case.in_, generator=generator(7), dtype=torch.float64)
     known = {"gradient": gradient, "covariance": x.T @ x / len(x), "mean": x.mean(0)}
-    return {"layer": {need: known[need] for need in variant.needs}}
+    return {need: known[need] for need in variant.needs}
 
 
 def adapted(variant: Variant, case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) -> One:
@@ -103,17 +136,20 @@ def move(model: nn.Module, scale: float = 0.3, seed: int = 2) -> None:
             parameter.add_((scale * noise).to(parameter.dtype))
 
 
-def train(model: nn.Module, variant: Variant, case: Case, steps: int, lr: float = 1e-2) -> None:
-    """Optimiser steps with weight decay and the method's own hooks, towards a random target."""
+def train(model: nn.Module, variant: Variant, case: Case, steps: int, lr: float = 1e-2) -> list[float]:
+    """Optimiser steps with weight decay and the method's own hooks, towards a random target; the task loss of each."""
     states = layer_states(model)
     groups = variant.param_groups(states, lr) if states else [{"params": list(trainable_parameters(model).values())}]
     some: list[Any] = [group for group in groups if group["params"]]
     optimiser = torch.optim.AdamW(some or [torch.zeros(1)], lr, weight_decay=0.01)
     dtype = next(model.parameters()).dtype
     x = torch.randn(16, case.in_, generator=generator(3), dtype=torch.float64).to(dtype)
-    target = torch.randn(16, case.out, generator=generator(4), dtype=torch.float64).to(dtype)
+    with torch.no_grad():
+        target = torch.tanh(torch.randn(model(x).shape, generator=generator(4), dtype=torch.float64)).to(dtype)
+    losses = []
     for step in range(steps):
         loss = (model(x) - target).square().mean()
+        losses.append(loss.item())
         penalty = variant.penalty(states)
         if penalty is not None:
             loss = loss + penalty
@@ -123,6 +159,7 @@ def train(model: nn.Module, variant: Variant, case: Case, steps: int, lr: float 
         optimiser.step()
         variant.after_step(states, step + 1, steps)
         optimiser.zero_grad()
+    return losses
 
 
 def carried_by(model: nn.Module) -> list[tuple[Host, Adapter]]:

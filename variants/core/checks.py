@@ -1,6 +1,6 @@
 """The checks of the conformance suite: functions of a method and a case that raise AssertionError where it fails.
 
-They know no particular method and nothing of pytest. What does not concern a method passes.
+They know no particular method and nothing of pytest. A check that does not apply to a method passes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import copy
 import pickle
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from variants.core.cases import (
     One,
     adapted,
     carried_by,
+    chain_of,
     close,
     generator,
     input_of,
@@ -30,11 +32,11 @@ from variants.core.cases import (
     stats_of,
     train,
 )
-from variants.core.host import hosts
+from variants.core.host import Adapter, Host, hosts
 from variants.core.interface import Refused, Variant
 from variants.core.linalg import raised
 from variants.core.storage import adapter_state, load_adapter_state
-from variants.core.switching import layer_states, merged
+from variants.core.switching import layer_states, merged, trainable_parameters
 
 
 def starts_where_it_says(variant: Variant, case: Case) -> None:
@@ -46,7 +48,7 @@ def starts_where_it_says(variant: Variant, case: Case) -> None:
             close(model(x), base(x), variant.tolerance * tol, f"start in {dtype}")
         elif dtype == torch.float64 and variant.mergeable:
             ((host, _),) = carried_by(model)
-            want = variant.initial(host.original_dense().detach(), stats_of(variant, case)["layer"])
+            want = variant.initial_weight(host.original_dense().detach(), stats_of(variant, case)["layer"])
             if want is not None:
                 close(host.effective_weight(), want, variant.tolerance * tol, "start")
 
@@ -179,6 +181,21 @@ def count_is_closed_form(variant: Variant, case: Case) -> None:
         entries = sum(p.numel() for p in carried.parameters())
         said = carried.variant.parameter_count(case.out, case.in_)
         assert entries == said, f"parameter_count says {said}, the tensors have {entries}"
+    larger = _one_larger(variant, case)
+    if larger is not None:
+        count_is_closed_form(larger, case)
+
+
+def _one_larger(variant: Variant, case: Case) -> Variant | None:
+    """The method in a size beside the usual one, 2, if the layer takes it: a count may be right for one size alone."""
+    if not variant.size or getattr(variant, variant.size) != 2:
+        return None
+    try:
+        larger = replace(variant, **{variant.size: 3})
+        larger.check(case.out, case.in_)
+    except ValueError:
+        return None
+    return larger
 
 
 def pair_is_exact(variant: Variant, case: Case) -> None:
@@ -235,12 +252,15 @@ def init_is_pure(variant: Variant, case: Case) -> None:
 
 
 def groups_cover_all(variant: Variant, case: Case) -> None:
-    """``param_groups`` holds every trainable tensor of the layers exactly once."""
+    """``param_groups`` holds every trainable tensor of the layers exactly once, and its rates follow the given one."""
     model = adapted(variant, case)
-    groups = variant.param_groups(layer_states(model), lr=1e-3)
+    groups, doubled = (variant.param_groups(layer_states(model), lr=lr) for lr in (1e-3, 2e-3))
     held = sorted(id(p) for group in groups for p in group["params"])
     mine = [p for _, carried in carried_by(model) for p in carried.parameters()]
     assert held == sorted(map(id, mine)), "param_groups misses or repeats one"
+    rates = [(group.get("lr"), twice.get("lr")) for group, twice in zip(groups, doubled, strict=True)]
+    follow = all(a is not None and b is not None and abs(b - 2 * a) <= 1e-12 for a, b in rates)
+    assert follow, "the rates of param_groups do not follow lr"
 
 
 def resting_changes_nothing(variant: Variant, case: Case) -> None:
@@ -283,18 +303,63 @@ def penalty_is_zero_on_the_constraint(variant: Variant, case: Case) -> None:
 
 
 def promises_hold_in_training(variant: Variant, case: Case) -> None:
-    """After 200 optimiser steps with weight decay everything that the method promises still holds; so it does at the
-    start."""
-    model = adapted(variant, case, torch.float32)
+    """After 200 optimiser steps with weight decay everything that the method promises still holds on every layer; so it
+    does at the start."""
+    model = chain_of(variant, case)
     for steps in (0, 200):
-        for host, carried in carried_by(model):
-            if not carried.variant.defects(host.original_dense().detach(), carried.tensors()):
-                return
+        if steps and not any(_defects(host, carried) for host, carried in carried_by(model)):
+            return
         train(model, variant, case, steps)
         for host, carried in carried_by(model):
-            for what, defect in carried.variant.defects(host.original_dense().detach(), carried.tensors()).items():
+            for what, defect in _defects(host, carried).items():
                 off = float(defect.detach().max())
                 assert off <= variant.tolerance * 2e-5, f"{what}: off by {off:.3g} after {steps} steps"
+
+
+def _defects(host: Host, carried: Adapter) -> dict[str, Tensor]:
+    return carried.variant.defects(host.original_dense().detach(), carried.tensors())
+
+
+def training_trains(variant: Variant, case: Case) -> None:
+    """In 30 steps with the method's hooks the loss falls; frozen tensors, the base and the global generators stay."""
+    model = chain_of(variant, case)
+    trained = trainable_parameters(model)
+    others = {name: t for name, t in [*model.named_parameters(), *model.named_buffers()] if name not in trained}
+    before = {name: tensor.detach().clone() for name, tensor in others.items()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(20110)  # a state which a hook that seeds by itself would hardly choose
+        torch_state = torch.get_rng_state()
+        losses = train(model, variant, case, 30)
+        assert torch.equal(torch.get_rng_state(), torch_state), "the hooks used torch's global generator"
+    for name, tensor in others.items():
+        assert same_bits(tensor, before[name]), f"{name} is frozen and has changed"
+    assert not trained or min(losses[20:]) < losses[0], f"the loss went from {losses[0]:.4g} to {losses[-1]:.4g}"
+
+
+def decay_leads_to_the_base(variant: Variant, case: Case) -> None:
+    """Weight decay without a gradient leaves a model that starts at the base where it is."""
+    if not variant.exact_init or not variant.mergeable or variant.trains != "layers":
+        return
+    model = adapted(variant, case)
+    ((host, _),) = carried_by(model)
+    groups = [group for group in variant.param_groups(layer_states(model), lr=1e-2) if group["params"]]
+    optimiser = torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.1)
+    for parameter in trainable_parameters(model).values():
+        parameter.grad = torch.zeros_like(parameter)
+    for _ in range(20):
+        optimiser.step()
+    close(host.effective_weight(), host.original_dense(), variant.tolerance * 1e-8, "after decay alone")
+
+
+def rows_do_not_mix(variant: Variant, case: Case) -> None:
+    """A row's output depends on that row alone, whatever else is in the batch."""
+    model = adapted(variant, case)
+    move(model)
+    x = input_of(case)
+    rows = x.reshape(-1, case.in_)
+    together = model(x).reshape(-1, case.out)
+    for row, got in zip(rows, together, strict=True):
+        close(model(row), got, 1e-10, "a row by itself")
 
 
 def base_keys_stay(variant: Variant, case: Case) -> None:
@@ -367,5 +432,9 @@ CHECKS: tuple[Check, ...] = (
     penalty_is_zero_on_the_constraint,
     base_keys_stay,
     can_be_copied,
+    decay_leads_to_the_base,
+    rows_do_not_mix,
+    training_trains,
+    promises_hold_in_training,
 )
-SLOW_CHECKS: tuple[Check, ...] = (promises_hold_in_training, compiles_whole)  # once for each setting of a method
+SLOW_CHECKS: tuple[Check, ...] = (compiles_whole,)  # once for each setting of a method

@@ -11,6 +11,7 @@ The checks are in ``variants.core.checks``, the layers they use in ``variants.co
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from variants.core.attach import attach
 from variants.core.cases import CASES, Case, model_of
 from variants.core.checks import CHECKS, SLOW_CHECKS, Check
-from variants.core.interface import Refused, Variant
+from variants.core.interface import Variant
 
 
 def settings(cls: type[Variant]) -> list[Variant]:
@@ -30,9 +31,9 @@ def settings(cls: type[Variant]) -> list[Variant]:
     """
     hints = get_type_hints(cls)
     fields = {field.name: field.default for field in dataclasses.fields(cls)}
-    common: dict[str, Any] = {key: value for key, value in (("alpha", 3.0),) if key in fields}
+    common: dict[str, Any] = {"alpha": 3.0} if "alpha" in fields else {}
     if cls.size:
-        common[cls.size] = 2
+        common[cls.size] = _small(cls, common)
     found = [cls(**common)]
     for name, default in fields.items():
         options = get_args(hints[name]) if get_origin(hints[name]) is Literal else ()
@@ -41,15 +42,23 @@ def settings(cls: type[Variant]) -> list[Variant]:
     return found
 
 
+def _small(cls: type[Variant], others: dict[str, Any]) -> int:
+    """A size which the method takes: 2, or the next that it does not refuse whatever the layer."""
+    for size in range(2, 64):
+        with contextlib.suppress(ValueError):
+            return int(getattr(cls(**others, **{cls.size: size}), cls.size))
+    raise ValueError(f"{cls.name} takes no {cls.size} from 2 to 63")
+
+
 def fitted(variant: Variant, case: Case) -> Variant | None:
     """The variant with the first size that works on the case's layer, its own before all others; None if none does."""
-    sizes = range(1, 1 + max(case.out, case.in_)) if variant.size else ()
-    for candidate in (variant, *(dataclasses.replace(variant, **{variant.size: size}) for size in sizes)):
+    for size in (None, *range(1, 1 + max(case.out, case.in_))) if variant.size else (None,):
         try:
+            candidate = variant if size is None else dataclasses.replace(variant, **{variant.size: size})
             candidate.check(case.out, case.in_)
             if candidate.trains == "base":  # whether it finds anything to train is a matter of the whole model
                 attach(model_of(case), candidate, "layer")
-        except (Refused, ValueError):  # a value that the method refuses on any layer, such as an odd rank
+        except ValueError:  # Refused here, or a value that the method takes nowhere, such as an odd rank
             continue
         return candidate
     return None
@@ -94,7 +103,11 @@ class Outcome:
 
 def conform(cls: type[Variant]) -> Iterator[Outcome]:
     """Tries every check on a method, one outcome each."""
-    tried = _tried(cls)
+    try:
+        tried = _tried(cls)
+    except Exception as error:  # the method is somebody's own code: not even its settings may be possible
+        yield Outcome("settings", "failed", " ".join(str(error).split()), 0.0)
+        return
     for check in (*CHECKS, *SLOW_CHECKS):
         began = time.perf_counter()
         message = next((m for c, variant, case in tried if c is check and (m := complaint(check, variant, case))), "")

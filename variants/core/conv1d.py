@@ -23,7 +23,8 @@ class HostConv1D(Host, Conv1D):  # type: ignore[misc]  # transformers is skipped
         y = torch.addmm(self.bias, x.reshape(-1, x.size(-1)), stored)
         return y.view(*x.shape[:-1], y.shape[-1])
 
-    def oriented(self, stored: Tensor) -> Tensor:
+    @staticmethod
+    def oriented(stored: Tensor) -> Tensor:
         return stored.T
 
 

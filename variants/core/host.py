@@ -157,7 +157,8 @@ class Host(nn.Module):
         product and a bias added afterwards round twice where the layer rounds once."""
         raise NotImplementedError
 
-    def oriented(self, stored: Tensor) -> Tensor:
+    @staticmethod
+    def oriented(stored: Tensor) -> Tensor:
         """Stored layout to (out, in), and back: an involution."""
         raise NotImplementedError
 
@@ -184,14 +185,20 @@ class Host(nn.Module):
     def active_adapters(self) -> list[tuple[Adapter, float]]:
         return [(self.carried(n), w) for n, w in self.switch.active.items() if n in self.adapter]
 
+    def alone(self) -> Adapter | None:
+        """The only active adapter, if it counts in full: the layer is then what the adapter makes of it."""
+        active = self.active_adapters()
+        return active[0][0] if len(active) == 1 and active[0][1] == 1.0 else None
+
     def forward(self, x: Tensor) -> Tensor:
         if self.switch.merged:
             return self.base(x, self.weight)
         if self.switch.rows is not None:
             y = self._row_product(x, self.switch.rows)
         elif active := self.active_adapters():
-            if len(active) == 1 and active[0][1] == 1.0 and not (self.training and active[0][0].dropout):
-                return active[0][0].whole(x, self)
+            only = self.alone()
+            if only is not None and not (self.training and only.dropout):
+                return only.whole(x, self)
             y = self._mixed_product(x, active)
         else:
             return self.base(x, self._original if self.is_rebased else self.weight)
@@ -219,11 +226,11 @@ class Host(nn.Module):
     @full_precision
     def effective_weight(self) -> Tensor:  # shape: (out, in)
         """The weight which the active adapters amount to, in full precision."""
-        active = self.active_adapters()
-        if len(active) == 1 and active[0][1] == 1.0:
-            return active[0][0].effective(self)
+        if (only := self.alone()) is not None:
+            return only.effective(self)
         W = raised(self.original_dense())
-        return W + sum((w * (a.effective(self) - W) for a, w in active), start=torch.zeros_like(W))
+        changes = (w * (a.effective(self) - W) for a, w in self.active_adapters())
+        return W + sum(changes, start=torch.zeros_like(W))
 
     @torch.no_grad()
     @full_precision
@@ -231,10 +238,11 @@ class Host(nn.Module):
         """The bias which the active adapters amount to, in full precision; None where the layer has none."""
         if self.bias is None:
             return None
-        b, active = raised(self.bias), self.active_adapters()
-        if len(active) == 1 and active[0][1] == 1.0:
-            return active[0][0].variant.bias(b, active[0][0].tensors())
-        return b + sum((w * (a.variant.bias(b, a.tensors()) - b) for a, w in active), start=torch.zeros_like(b))
+        b = raised(self.bias)
+        if (only := self.alone()) is not None:
+            return only.variant.bias(b, only.tensors())
+        changes = (w * (a.variant.bias(b, a.tensors()) - b) for a, w in self.active_adapters())
+        return b + sum(changes, start=torch.zeros_like(b))
 
     @torch.no_grad()
     def store(self, W: Tensor, b: Tensor | None) -> None:
@@ -290,7 +298,8 @@ class HostLinear(Host, nn.Linear):
     def base(self, x: Tensor, stored: Tensor) -> Tensor:
         return F.linear(x, stored, self.bias)
 
-    def oriented(self, stored: Tensor) -> Tensor:
+    @staticmethod
+    def oriented(stored: Tensor) -> Tensor:
         return stored
 
 
@@ -304,6 +313,24 @@ def host_class(cls: type[nn.Module]) -> type[Host] | None:
     if cls.__module__ == "transformers.pytorch_utils" and cls.__name__ == "Conv1D":
         import variants.core.conv1d  # noqa: F401  registers itself; only a model that has one needs transformers
     return HOSTS.get(cls)
+
+
+def oriented(layer: nn.Module, stored: Tensor) -> Tensor:  # shape: (out, in)
+    """A tensor in the stored layout of a layer that is a host, or could be one; and back."""
+    cls = host_class(type(layer))
+    assert cls is not None, f"{type(layer).__name__} has no host"
+    return cls.oriented(stored)
+
+
+def original_weight(layer: nn.Module) -> Tensor:  # shape: (out, in)
+    """The base weight of a layer that is a host, or could be one, whatever is attached to it."""
+    return layer.original_dense() if isinstance(layer, Host) else oriented(layer, cast(Tensor, layer.weight))
+
+
+def shape_of(layer: nn.Module) -> tuple[int, int]:
+    """(out, in) of a layer that is a host, or could be one."""
+    out, in_ = original_weight(layer).shape
+    return out, in_
 
 
 def hosts(model: nn.Module) -> dict[str, Host]:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from variants.core.fields import check_bounds
+
 Tensors = Mapping[str, Tensor]
 # What a calibration pass measures for each layer, over its input vectors x (in,) and the task loss L:
 STATISTICS = {
@@ -71,7 +73,8 @@ States = Sequence[LayerState]
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A method. Fields are hyperparameters; methods are pure functions of tensors.
+    """A method. Fields are hyperparameters, held to the bounds in their annotations (``variants.core.fields``); methods
+    are pure functions of tensors.
 
     To define one: ``init``, ``weight`` and ``parameter_count``. Everything else has a default that follows from
     ``weight``; override ``forward`` only to be faster, never to be different. What a method declares of itself, and
@@ -90,11 +93,16 @@ class Variant:
     mergeable: ClassVar[bool] = True  # False: not linear in x, so weight() may be left out
     needs: ClassVar[frozenset[str]] = frozenset()  # statistics handed to init; the names are those of STATISTICS
     size: ClassVar[str] = ""  # the field (rank, block, band ...) that a parameter budget is met with
-    lr_ratio: ClassVar[float] = 1.0  # best known learning rate divided by LoRA's; a prior that centres the search
+    # Learning rate divided by LoRA's: what was published, 1 where nothing is known; centres the search.
+    lr_ratio: ClassVar[float] = 1.0
     constraint: ClassVar[str] = ""  # what training holds, or draws towards, in a few words for people
     orthonormal: ClassVar[tuple[str, ...]] = ()  # trained factors whose columns (rows, if wide) a penalty draws
+    no_weight_decay: ClassVar[tuple[str, ...]] = ()  # trained tensors which decay would pull off what they mean
     tolerance: ClassVar[float] = 1.0  # factor on the tolerances of the conformance suite
     expected_failures: ClassVar[Mapping[str, str]] = {}  # check of the conformance suite -> why it does not hold
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
     @property
     def exact_init(self) -> bool:
@@ -132,7 +140,7 @@ class Variant:
         del linear
         return F.linear(x, self.weight(W, t).to(x.dtype))
 
-    def initial(self, W: Tensor, stats: Tensors | None) -> Tensor | None:  # shape: (out, in)
+    def initial_weight(self, W: Tensor, stats: Tensors | None) -> Tensor | None:  # shape: (out, in)
         """The effective weight at the start, in closed form; None where chance decides it."""
         del stats
         return W if self.exact_init else None
@@ -165,7 +173,7 @@ class Variant:
         del shapes, rng
         return {}
 
-    def allot(
+    def allocate(
         self, shapes: Mapping[str, tuple[int, int]], stats: Mapping[str, Tensors]
     ) -> Mapping[str, Variant]:  # path -> the method as it is on that layer
         """How the method divides itself among the layers: alike, unless it says otherwise (ranks by need). A path left
@@ -185,8 +193,13 @@ class Variant:
         """Called after the optimiser's step, while the gradients are still there: projections, retractions, budgets."""
 
     def param_groups(self, states: States, lr: float) -> list[dict[str, Any]]:
-        """Optimiser groups. Every trainable tensor appears exactly once."""
-        return [{"params": [p for state in states for p in state.t.values() if p.requires_grad], "lr": lr}]
+        """Optimiser groups, those of ``no_weight_decay`` last. Every trainable tensor appears exactly once."""
+        trained = [(name, p) for state in states for name, p in state.t.items() if p.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": [p for n, p in trained if n not in self.no_weight_decay], "lr": lr}]
+        if self.no_weight_decay:
+            others = [p for name, p in trained if name in self.no_weight_decay]
+            groups.append({"params": others, "lr": lr, "weight_decay": 0.0})
+        return groups
 
     def trains_base(self, path: str) -> bool:
         """Whether the base model's own parameter at ``path`` is trained in place (full fine-tuning, BitFit)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,10 @@ def raised(W: Tensor) -> Tensor:
     return W.float() if W.dtype in (torch.float16, torch.bfloat16) else W
 
 
+def _eye(X: Tensor) -> Tensor:  # shapes: (..., n, r) -> (r, r)
+    return torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
+
+
 # ---- decompositions -------------------------------------------------------------------------------------------------
 
 FULL_UP_TO = 512  # the smaller side up to which the full decomposition is computed whatever the rank
@@ -55,15 +59,16 @@ def svd(W: Tensor) -> Triplets:
 def top(W: Tensor, rank: int) -> Triplets:
     """The ``rank`` largest singular triplets: U (out, rank), s (rank,), Vh (rank, in); signs as in ``svd``.
 
-    Small matrices are decomposed in full and cut, so that the bits do not depend on which ranks were asked for before;
-    of large ones Lanczos bidiagonalisation gives the leading triplets, to a relative residual of 1e-6.
+    Small matrices are decomposed in full and cut. Of large ones Lanczos bidiagonalisation gives the leading triplets,
+    to a relative residual of 1e-6, for the next power of two, and these are cut. So the bits depend on W and the rank
+    alone, whatever was kept on disk before, and few decompositions serve all ranks.
     """
     W = raised(W.detach())
     side = _side(W, rank)
     if side <= FULL_UP_TO or rank * LANCZOS_SHARE > side:
-        U, s, Vh = kept(W, side, _full)
-        return _cut((U, s, Vh), rank)
-    return kept(W, rank, _leading)
+        return _cut(kept(W, "full", _full), rank)
+    most = min(side, 1 << (rank - 1).bit_length())  # one decomposition serves all ranks up to a power of two
+    return _cut(kept(W, f"leading {most}", functools.partial(_leading, rank=most)), rank)
 
 
 def bottom(W: Tensor, rank: int) -> Triplets:
@@ -88,6 +93,12 @@ def top_randomised(W: Tensor, rank: int, rng: torch.Generator, oversampling: int
     return _canonical(Q @ U[:, :rank], s[:rank], Vh[:rank])
 
 
+def above_rounding(S: Tensor, W: Tensor) -> Tensor:  # shapes: (rank,), (out, in) -> (rank,)
+    """Singular values kept above W's rounding. Split between two factors, one of zero would make a row of A and a
+    column of B zero together, a point from which no gradient leads away."""
+    return S.clamp_min(torch.finfo(W.dtype).eps * float(torch.linalg.vector_norm(W)))
+
+
 def _side(W: Tensor, rank: int) -> int:
     """The number of singular triplets, at least ``rank``."""
     side = min(W.shape)
@@ -98,8 +109,7 @@ def _side(W: Tensor, rank: int) -> int:
 
 @torch.no_grad()
 @full_precision
-def _full(W: Tensor, rank: int) -> Triplets:
-    del rank
+def _full(W: Tensor) -> Triplets:
     return _canonical(*torch.linalg.svd(W, full_matrices=False))
 
 
@@ -112,13 +122,13 @@ def _leading(W: Tensor, rank: int) -> Triplets:
     try:
         U, s, Vh = svds(A, k=rank, solver="propack", v0=start, maxiter=10 * min(A.shape))
     except np.linalg.LinAlgError:
-        return _cut(_full(W, rank), rank)
+        return _cut(_full(W), rank)
     order = np.argsort(-s)
     U, s, Vh = U[:, order], s[order], Vh[order]
     residual = max(np.abs(A @ Vh.T - U * s).max(), np.abs(A.T @ U - Vh.T * s).max())
     skew = max(np.abs(U.T @ U - np.eye(rank)).max(), np.abs(Vh @ Vh.T - np.eye(rank)).max())
     if not (residual <= 1e-6 * s[0] and skew <= 1e-6):
-        return _cut(_full(W, rank), rank)
+        return _cut(_full(W), rank)
     return _canonical(*(torch.from_numpy(np.ascontiguousarray(part)).to(W) for part in (U, s, Vh)))
 
 
@@ -158,7 +168,7 @@ def random_orthonormal(n: int, rank: int, rng: torch.Generator, dtype: torch.dty
 def tangent(X: Tensor, D: Tensor) -> Tensor:  # shapes: (..., n, r)
     """Orthogonal projection of D onto the tangent space of the Stiefel manifold at X: ``D - X sym(X^T D)``."""
     X, D = raised(X), raised(D)
-    XtD: Tensor = X.mT @ D
+    XtD = X.mT @ D
     return D - X @ ((XtD + XtD.mT) / 2)
 
 
@@ -174,12 +184,11 @@ def polar(Y: Tensor) -> Tensor:  # shape: (..., n, r)
     """
     Y64 = Y.double()
     if not bool(Y64.isfinite().all()):  # eigh itself answers NaN with NaN, or an error of its own, or neither
-        raise FloatingPointError("polar retraction needs finite entries: the training has diverged")
+        raise FloatingPointError("the training has diverged, the factor is not finite: lower the learning rate")
     values, vectors = torch.linalg.eigh(Y64.mT @ Y64)
     if not bool((values[..., 0] > 1e-12 * values[..., -1]).all()):
-        raise FloatingPointError("polar retraction needs a factor of full column rank")
-    nearest: Tensor = Y64 @ (vectors * values.rsqrt().unsqueeze(-2)) @ vectors.mT
-    return nearest.to(Y.dtype)
+        raise FloatingPointError("polar retraction needs a factor of full column rank: lower the learning rate")
+    return (Y64 @ (vectors * values.rsqrt().unsqueeze(-2)) @ vectors.mT).to(Y.dtype)
 
 
 @full_precision
@@ -189,9 +198,7 @@ def retract_cayley(X: Tensor, D: Tensor) -> Tensor:  # shapes: (..., n, r)
     X, D = raised(X), raised(D)
     PD = D - X @ (X.mT @ D) / 2
     U, V = torch.cat([PD, X], dim=-1), torch.cat([X, -PD], dim=-1)
-    core = torch.eye(U.shape[-1], dtype=X.dtype, device=X.device) - V.mT @ U / 2
-    moved: Tensor = X + U @ torch.linalg.solve(core, V.mT @ X)
-    return moved
+    return X + U @ torch.linalg.solve(_eye(U) - V.mT @ U / 2, V.mT @ X)
 
 
 @full_precision
@@ -202,8 +209,7 @@ def landing(X: Tensor, G: Tensor, attraction: float) -> Tensor:  # shapes: (...,
     """
     X, G = raised(X), raised(G)
     gram = X.mT @ X
-    eye = torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
-    return G @ gram - X @ (G.mT @ X) + attraction * X @ (gram - eye)
+    return G @ gram - X @ (G.mT @ X) + attraction * X @ (gram - _eye(X))
 
 
 # ---- rotations ------------------------------------------------------------------------------------------------------
@@ -221,18 +227,14 @@ def skew_from(entries: Tensor, n: int) -> Tensor:  # shapes: (..., n (n - 1) / 2
 def cayley(K: Tensor) -> Tensor:  # shapes: (..., n, n)
     """The rotation ``(I + K)(I - K)^(-1)`` of a skew-symmetric K; every rotation without eigenvalue -1 is one."""
     K = raised(K)
-    eye = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
-    rotation: Tensor = torch.linalg.solve(eye - K, eye + K)
-    return rotation
+    return torch.linalg.solve(_eye(K) - K, _eye(K) + K)
 
 
 @full_precision
 def cayley_inverse(R: Tensor) -> Tensor:  # shapes: (..., n, n)
     """The skew-symmetric K with ``cayley(K) == R``."""
     R = raised(R)
-    eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
-    generator: Tensor = torch.linalg.solve(R + eye, R - eye)
-    return generator
+    return torch.linalg.solve(R + _eye(R), R - _eye(R))
 
 
 @full_precision
@@ -242,20 +244,25 @@ def cayley_neumann(K: Tensor, terms: int) -> Tensor:  # shapes: (..., n, n)
     Its singular values are ``|1 - (i a)^(terms - 1)|`` for K's eigenvalues +-ia: nearly orthogonal only for small K.
     """
     K = raised(K)
-    eye = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
-    series = eye
+    eye = series = _eye(K)
     for _ in range(terms - 2):  # Horner
         series = eye + K @ series
     return (eye + K) @ series
+
+
+def rotation_from(entries: Tensor, n: int, inverse: Literal["exact", "neumann"], terms: int) -> Tensor:
+    """The rotations (..., n, n) whose skew-symmetric matrices have these entries (..., n (n - 1) / 2), by the Cayley
+    map or, up to a defect, by the one with a series of ``terms`` for its inverse."""
+    K = skew_from(entries, n)
+    return cayley(K) if inverse == "exact" else cayley_neumann(K, terms)
 
 
 @full_precision
 def reflections(U: Tensor) -> Tensor:  # shapes: (n, r) -> (r, r)
     """The upper triangular G with ``prod_i (I - 2 u_i u_i^T) == I + U G U^T`` for unit columns u_i (compact WY)."""
     U = raised(U)
-    eye = torch.eye(U.shape[-1], dtype=U.dtype, device=U.device)
-    core: Tensor = -torch.linalg.solve_triangular(torch.triu(U.T @ U, diagonal=1) + eye / 2, eye, upper=True)
-    return core
+    eye = _eye(U)
+    return -torch.linalg.solve_triangular(torch.triu(U.T @ U, diagonal=1) + eye / 2, eye, upper=True)
 
 
 # ---- how far a matrix is from what it should be: zero exactly where it belongs --------------------------------------
@@ -265,21 +272,22 @@ def reflections(U: Tensor) -> Tensor:  # shapes: (n, r) -> (r, r)
 def orthogonality_defect(X: Tensor) -> Tensor:  # shape: (..., n, r) -> (...)
     """``||X^T X - I||_F``: 0 exactly for orthonormal columns."""
     X = raised(X)
-    gap = X.mT @ X - torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
-    defect: Tensor = torch.linalg.matrix_norm(gap)
-    return defect
+    return torch.linalg.matrix_norm(X.mT @ X - _eye(X))
 
 
 def skew_defect(K: Tensor) -> Tensor:  # shape: (..., n, n) -> (...)
     """``||K + K^T||_F``."""
     K = raised(K)
-    defect: Tensor = torch.linalg.matrix_norm(K + K.mT)
-    return defect
+    return torch.linalg.matrix_norm(K + K.mT)
 
 
 @full_precision
 def tangent_defect(X: Tensor, D: Tensor) -> Tensor:  # shapes: (..., n, r) -> (...)
     """``||X^T D + D^T X||_F``: zero for tangent vectors D of the Stiefel manifold at X."""
     XtD = raised(X).mT @ raised(D)
-    defect: Tensor = torch.linalg.matrix_norm(XtD + XtD.mT)
-    return defect
+    return torch.linalg.matrix_norm(XtD + XtD.mT)
+
+
+def rank_defect(D: Tensor, rank: int) -> Tensor:  # shape: (out, in) -> ()
+    """The distance from D to the nearest matrix of this rank, in the Frobenius norm."""
+    return torch.linalg.svdvals(D)[rank:].norm()

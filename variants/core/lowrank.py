@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from variants.core.fields import Count, Positive
 from variants.core.interface import FrozenProduct, Init, LoRAPair, Refused, States, Tensors, Variant, project
-from variants.core.linalg import orthogonality_defect, random_orthonormal
+from variants.core.linalg import orthogonality_defect, random_orthonormal, rank_defect
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,13 +19,10 @@ class Ranked(Variant):
     """A method with a rank of at most min(out, in)."""
 
     size: ClassVar[str] = "rank"
-    rank: int = 8
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise ValueError(f"rank is a whole number from 1, not {self.rank!r}")
+    rank: Count = 8
 
     def least_rank(self) -> int:
+        """The smallest rank at which the method has something to train."""
         return 1
 
     def check(self, out: int, in_: int) -> None:
@@ -37,16 +36,26 @@ class Ranked(Variant):
 class LowRank(Ranked):
     """A rank and ``scale = alpha / rank``; ``alpha = None`` means alpha = rank, that is scale 1."""
 
-    alpha: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.alpha is not None and not self.alpha > 0:
-            raise ValueError(f"alpha is a positive number, not {self.alpha!r}")
+    alpha: Positive | None = None
 
     @property
     def scale(self) -> float:
         return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class Additive(Variant):
+    """``W + B A`` with the pair of ``as_lora``, which is all that a method then defines."""
+
+    def as_lora(self, W: Tensor, t: Tensors) -> LoRAPair:
+        raise NotImplementedError
+
+    def weight(self, W: Tensor, t: Tensors) -> Tensor:
+        return W + self.as_lora(W, t).delta()
+
+    def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
+        pair = self.as_lora(W, t)
+        return linear(x) + project(project(x, pair.A), pair.B)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +90,9 @@ class Rebased(Pair):
     the update is a pair of rank 2 * rank.
     """
 
-    def start(self, W: Tensor, rng: torch.Generator, stats: Tensors | None) -> LoRAPair:
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("A", "B")  # decay would take a part of the pretrained weight away
+
+    def starting_pair(self, W: Tensor, rng: torch.Generator, stats: Tensors | None) -> LoRAPair:
         """The starting factors A0 (rank, in) and B0 (out, rank), not scaled."""
         raise NotImplementedError
 
@@ -91,7 +102,7 @@ class Rebased(Pair):
         return LoRAPair(root[:, None] * Vh, U * root)
 
     def init(self, W: Tensor, rng: torch.Generator, stats: Tensors | None = None) -> Init:
-        A, B = self.start(W, rng, stats)
+        A, B = self.starting_pair(W, rng, stats)
         return Init(train={"A": A, "B": B}, frozen={"A0": A, "B0": B}, base=W - self.scale * B @ A)
 
     def as_lora(self, W: Tensor, t: Tensors) -> LoRAPair | None:
@@ -99,44 +110,43 @@ class Rebased(Pair):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Triplets(Pair):
+class DiagonalPair(Pair):
     """``s B diag(E) A`` in place of ``s B A``, with a trained diagonal E (rank,)."""
 
-    def folded(self, t: Tensors) -> Tensors:
+    def with_diagonal(self, t: Tensors) -> Tensors:
+        """The tensors with ``B diag(E)`` in place of B."""
         return {**t, "B": t["B"] * t["E"]}
 
     def weight(self, W: Tensor, t: Tensors) -> Tensor:
-        return super().weight(W, self.folded(t))
+        return super().weight(W, self.with_diagonal(t))
 
     def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
-        return super().forward(x, linear, W, self.folded(t))
+        return super().forward(x, linear, W, self.with_diagonal(t))
 
     def as_lora(self, W: Tensor, t: Tensors) -> LoRAPair | None:
-        return super().as_lora(W, self.folded(t))
+        return super().as_lora(W, self.with_diagonal(t))
 
     def defects(self, W: Tensor, t: Tensors) -> dict[str, Tensor]:
-        beyond = torch.linalg.svdvals(self.weight(W, t) - W)[self.rank :].norm()
-        return {"rank of B diag(E) A": beyond / (1 + W.norm())}
+        return {"rank of B diag(E) A": rank_defect(self.weight(W, t) - W, self.rank) / (1 + W.norm())}
 
     def parameter_count(self, out: int, in_: int) -> int:
         return super().parameter_count(out, in_) + self.rank
 
-    def gaps(self, states: States) -> Tensor:  # shape: (2 * layers,)
-        """``||A A^T - I||_F`` and ``||B^T B - I||_F`` of every layer."""
-        return torch.stack([orthogonality_defect(X) for state in states for X in (state.t["A"].mT, state.t["B"])])
+
+def orthogonality_defects(states: States, factors: Sequence[str]) -> Tensor:  # shape: (layers * factors,)
+    """``||X^T X - I||_F`` of the named factors in every layer; of the rows where a factor is wide."""
+    named = [state.t[name] for state in states for name in factors]
+    return torch.stack([orthogonality_defect(X if X.shape[0] > X.shape[1] else X.mT) for X in named])
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrozenBases(LowRank):
+class FrozenBases(Additive, LowRank):
     """``W + s B R A``: only the core R (rank, rank) trains, between frozen A (rank, in) and B (out, rank).
 
     The bases travel in the adapter file: recomputed ones may differ in sign or rotation.
     """
 
     exact_init = False
-
-    def weight(self, W: Tensor, t: Tensors) -> Tensor:
-        return W + self.scale * t["B"] @ t["R"] @ t["A"]
 
     def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
         return linear(x) + project(self.scale * project(project(x, t["A"]), t["R"]), t["B"])
@@ -148,43 +158,34 @@ class FrozenBases(LowRank):
         return LoRAPair(t["A"], self.scale * t["B"] @ t["R"])
 
     def defects(self, W: Tensor, t: Tensors) -> dict[str, Tensor]:
-        beyond = torch.linalg.svdvals(self.weight(W, t) - W)[self.rank :].norm()
-        return {"rank of the update": beyond / (1 + W.norm()), "B": orthogonality_defect(t["B"])}
+        beyond = rank_defect(self.weight(W, t) - W, self.rank) / (1 + W.norm())
+        return {"rank of the update": beyond, "B": orthogonality_defect(t["B"])}
 
 
 @dataclass(frozen=True, kw_only=True)
-class USV(LowRank):
+class USV(Additive, LowRank):
     """``W + c U s V^T``, ``c = alpha / rank``: U (out, rank) and V (in, rank) start orthonormal, s starts at zero.
 
-    ``core``: s is the diagonal of the middle factor, or the whole of it; both reach every update of this rank.
+    ``middle``: s is the diagonal of the middle factor, or the whole of it; both reach every update of this rank.
     """
 
-    core: Literal["diagonal", "full"] = "diagonal"
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("U", "V")  # it would pull against the constraint
+
+    middle: Literal["diagonal", "full"] = "diagonal"
 
     def init(self, W: Tensor, rng: torch.Generator, stats: Tensors | None = None) -> Init:
         del stats
         U, V = (random_orthonormal(n, self.rank, rng, W.dtype) for n in W.shape)
-        s = torch.zeros((self.rank,) if self.core == "diagonal" else (self.rank, self.rank), dtype=W.dtype)
+        s = torch.zeros((self.rank,) if self.middle == "diagonal" else (self.rank, self.rank), dtype=W.dtype)
         return Init(train={"U": U, "s": s, "V": V})
 
     def factors(self, t: Tensors) -> tuple[Tensor, Tensor]:  # shapes: (out, rank), (in, rank)
+        """U and V."""
         return t["U"], t["V"]
 
     def as_lora(self, W: Tensor, t: Tensors) -> LoRAPair:
         U, V = self.factors(t)
-        return LoRAPair(V.T, self.scale * (U * t["s"] if self.core == "diagonal" else U @ t["s"]))
-
-    def weight(self, W: Tensor, t: Tensors) -> Tensor:
-        return W + self.as_lora(W, t).delta()
-
-    def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
-        pair = self.as_lora(W, t)  # s is folded into U: two thin products, as LoRA has
-        return linear(x) + project(project(x, pair.A), pair.B)
+        return LoRAPair(V.T, self.scale * (U * t["s"] if self.middle == "diagonal" else U @ t["s"]))
 
     def parameter_count(self, out: int, in_: int) -> int:
-        return self.rank * (out + in_ + (1 if self.core == "diagonal" else self.rank))
-
-    def param_groups(self, states: States, lr: float) -> list[dict[str, Any]]:
-        factors = [p for state in states for key, p in state.t.items() if p.requires_grad and key != "s"]
-        cores = {"params": [state.t["s"] for state in states], "lr": lr}
-        return [cores, {"params": factors, "lr": lr, "weight_decay": 0.0}]  # decay would pull against the constraint
+        return self.rank * (out + in_ + (1 if self.middle == "diagonal" else self.rank))

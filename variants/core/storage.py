@@ -41,7 +41,7 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], name: str 
     """Copies tensors of ``adapter_state`` into an adapter attached with the same method, whatever its seed.
 
     Raises:
-        Refused: the keys or shapes differ; nothing changes then.
+        Refused: keys, shapes or kinds of numbers differ, or a number is not finite; nothing changes then.
     """
     required_unmerged(model)
     mine = adapter_state(model, name)
@@ -51,6 +51,10 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], name: str 
     for key, tensor in mine.items():
         if tensor.shape != state[key].shape:
             raise Refused(f"{key} has shape {tuple(state[key].shape)}, expected {tuple(tensor.shape)}")
+        if tensor.is_floating_point() != state[key].is_floating_point():
+            raise Refused(f"{key} is {state[key].dtype}, expected {tensor.dtype}")
+        if not bool(state[key].isfinite().all()):
+            raise Refused(f"{key} holds numbers that are not finite: the file is damaged, or its training diverged")
     for host in hosts(model).values():
         if name in host.adapter:
             host.unrebase()  # a residual belongs to the factors it was made with

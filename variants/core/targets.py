@@ -43,7 +43,12 @@ def matching_layers(model: nn.Module, where: str | Sequence[str]) -> list[str]:
 def _selects(pattern: str, path: str, module: nn.Module) -> bool:
     if pattern == "all":
         return host_class(type(module)) is not None or isinstance(module, nn.Linear)
-    return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"*.{pattern}")
+    return matches(pattern, path)
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether a pattern means this dotted path: the whole of it, or its end."""
+    return fnmatch.fnmatchcase(f".{path}", f"*.{pattern}")
 
 
 def _layer_names(modules: Mapping[str, nn.Module]) -> list[str]:

@@ -87,7 +87,7 @@ def parametrized(W: Tensor, t: Given, v: Any) -> Tensor:
 
 def turn(entries: Tensor, v: Any) -> Tensor:  # shape: (block, block)
     K = skew(entries, v.block)
-    if v.cayley == "exact":
+    if v.inverse == "exact":
         return cayley(K)
     return (eye(v.block) + K) @ sum(torch.linalg.matrix_power(K, k) for k in range(v.terms - 1))
 
