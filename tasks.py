@@ -289,7 +289,7 @@ def variants(
     elif names:
         for card in cards:
             for key, value in card.items():
-                console.print(f"{key:>14}  {in_words(value)}", soft_wrap=True)
+                console.print(f"{key.replace('_', ' '):>10}  {in_words(value)}", soft_wrap=True)
             console.print()
     else:
         listing([{key: card[key] for key in IN_SHORT} for card in cards], as_json)
@@ -322,10 +322,8 @@ def new_variant(
     """
     from evaluation.templates import write_variant
 
-    method, its_test = write_variant(name, folder)
-    console.print(f"wrote {method} and {its_test}; now:", soft_wrap=True)
-    for verb in (f"check {method}", f"compare quick --plugin {method}"):
-        console.print(f"  python3 tasks.py {verb}", soft_wrap=True)
+    method, *its_test = map(str, write_variant(name, folder))
+    console.print(f"wrote {' and '.join([method, *its_test])}; now: python3 tasks.py check {method}", soft_wrap=True)
 
 
 @app.command()
@@ -427,7 +425,8 @@ def listing(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table(*rows[0], box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    headings = [key.replace("_", " ") for key in rows[0]]
+    table = Table(*headings, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for row in rows:
         table.add_row(*map(in_words, row.values()))
     console.print(table)
@@ -437,7 +436,9 @@ def in_words(value: object) -> str:
     """A JSON value as a table shows it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return ", ".join(map(str, value)) or "-" if isinstance(value, list) else str(value)
+    if value is None or value == []:
+        return "-"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def in_bytes(number: int | None) -> str:

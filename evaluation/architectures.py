@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,11 +19,12 @@ from huggingface_hub import hf_hub_download
 from torch import nn
 
 from evaluation import models
+from evaluation.hub import from_hub, one_line, quiet
 from evaluation.spec import Unusable
-from variants.core.host import Host, host_class
+from variants.core.host import host_class, shape_of
 from variants.core.interface import Refused
 from variants.core.registry import suggestion
-from variants.core.targets import matching_layers
+from variants.core.targets import matches, matching_layers
 
 # ---- models by name -------------------------------------------------------------------------------------------------
 
@@ -125,12 +125,12 @@ def architecture(name: str) -> Architecture:
     import transformers  # here and below: slow to import
 
     try:
-        with models._quiet(), torch.device("meta"):
+        with quiet(), torch.device("meta"):
             whole = _built(_config(name))
     except Unusable:
         raise
     except Exception as error:  # what is read may be anything
-        raise Unusable(f"no model can be made from the configuration of {name!r}: {models._one_line(error)}") from error
+        raise Unusable(f"no model can be made from the configuration of {name!r}: {one_line(error)}") from error
     assert isinstance(whole, transformers.PreTrainedModel)
     return Architecture(name, whole, whole.base_model)
 
@@ -138,7 +138,7 @@ def architecture(name: str) -> Architecture:
 def _config(name: str) -> Any:
     import transformers
 
-    if name in _TABLE:
+    if name in _TABLE and (name in models.names() or not Path(name).is_dir()):  # a folder goes first, as in a run
         kind, sizes, head = _TABLE[name]
         return getattr(transformers, kind)(**sizes, architectures=[head] if head else None)
     return transformers.AutoConfig.from_pretrained(_folder(name), local_files_only=True, trust_remote_code=False)
@@ -147,7 +147,7 @@ def _config(name: str) -> Any:
 def _folder(name: str) -> Path:
     """Where the configuration lies."""
     if name in models.names():
-        return models._folder(name)
+        return models.folder_of(name)
     local = Path(name).expanduser()
     if name and local.is_dir():
         if not (local / "config.json").is_file():
@@ -156,13 +156,7 @@ def _folder(name: str) -> Path:
     if name.count("/") != 1 or not all(name.split("/")):
         near = suggestion(name, names())
         raise Unusable(f"unknown model {name!r}: {near} (or give a folder, or org/name on the hub)")
-    problem: Exception | None = None
-    for cached in (True, False):  # what the hub's cache holds goes before what is newest
-        try:
-            return Path(hf_hub_download(name, "config.json", local_files_only=cached)).parent
-        except Exception as error:  # the hub's client and its transport raise what they like
-            problem = error
-    raise Unusable(f"no folder {name!r}, and the hub does not give it: {models._one_line(problem)}") from problem
+    return from_hub(name, lambda cached: Path(hf_hub_download(name, "config.json", local_files_only=cached)).parent)
 
 
 def _built(config: Any) -> nn.Module:
@@ -178,21 +172,30 @@ def _built(config: Any) -> nn.Module:
 
 # ---- layers by their role -------------------------------------------------------------------------------------------
 
-# role -> what the layer is called, as patterns of `attach`
+# role -> patterns, as in `attach`, for the layer's name in the families of transformers
 ROLES = {
     "q": ("q_proj", "query", "query_proj", "q_lin", "SelfAttention.q", "EncDecAttention.q"),
     "k": ("k_proj", "key", "key_proj", "k_lin", "SelfAttention.k", "EncDecAttention.k"),
     "v": ("v_proj", "value", "value_proj", "v_lin", "SelfAttention.v", "EncDecAttention.v"),
-    "o": ("o_proj", "out_proj", "attention.output.dense", "out_lin", "attn.c_proj", "SelfAttention.o"),
+    "o": (
+        "o_proj",
+        "out_proj",
+        "attention.output.dense",
+        "out_lin",
+        "attn.c_proj",
+        "SelfAttention.o",
+        "EncDecAttention.o",
+    ),
     "gate": ("gate_proj", "wi_0"),
     "up": ("up_proj", "intermediate.dense", "fc1", "lin1", "mlp.c_fc", "wi", "wi_1"),
     # The digit is the block's: BERT's attention has an output.dense of its own.
     "down": ("down_proj", "*[0-9].output.dense", "fc2", "lin2", "mlp.c_proj", "wo"),
 }
-_FUSED = ("c_attn", "query_key_value", "qkv_proj", "qkv", "Wqkv", "gate_up_proj")
+_FUSED_QKV = ("c_attn", "query_key_value", "qkv_proj", "qkv", "Wqkv")
+_FUSED = {"q": _FUSED_QKV, "k": _FUSED_QKV, "v": _FUSED_QKV, "gate": ("gate_up_proj",), "up": ("gate_up_proj",)}
 
 
-def layers(found: Architecture, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
+def layers(model: Architecture, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
     """The layers which the targets mean: path -> (out, in).
 
     Args:
@@ -202,29 +205,21 @@ def layers(found: Architecture, targets: Sequence[str]) -> dict[str, tuple[int, 
         Unusable: a target matches nothing, or a layer that cannot carry an adapter.
     """
     try:
-        paths = matching_layers(found.body, [p for target in targets for p in _patterns(found, target)])
+        paths = matching_layers(model.body, [p for target in targets for p in _patterns(model, target)])
     except Refused as error:
-        raise Unusable(f"{found.name}: {error}") from error
-    return {path: _shape(found.body.get_submodule(path)) for path in paths}
+        raise Unusable(f"{model.name}: {error}") from error
+    return {path: shape_of(model.body.get_submodule(path)) for path in paths}
 
 
-def _patterns(found: Architecture, target: str) -> list[str]:
+def _patterns(model: Architecture, target: str) -> list[str]:
     if target not in ROLES:
         return [target]
-    paths = [path for path, module in found.body.named_modules() if host_class(type(module)) is not None]
-    present = [p for p in ROLES[target] if any(fnmatchcase(f".{path}", f"*.{p}") for path in paths)]
+    paths = [path for path, module in model.body.named_modules() if host_class(type(module)) is not None]
+    present = [p for p in ROLES[target] if any(matches(p, path) for path in paths)]
     if present:
         return present
-    fused = sorted({path.rpartition(".")[2] for path in paths} & set(_FUSED))
+    fused = sorted({path.rpartition(".")[2] for path in paths} & set(_FUSED.get(target, ())))
     if fused:
-        raise Unusable(f"{found.name} has no {target} of its own, it is a part of {fused[0]}: name that instead")
+        raise Unusable(f"{model.name} has no {target} of its own, it is a part of {fused[0]}: name that instead")
     known = ", ".join(sorted({".".join(path.split(".")[-2:]) for path in paths}))
-    raise Unusable(f"{found.name} has no layer known as {target}: name it by a pattern; its layers are {known}")
-
-
-def _shape(layer: nn.Module) -> tuple[int, int]:
-    cls = host_class(type(layer))
-    assert cls is not None
-    plain = cast(Host, layer)  # for `oriented`, which is a function of the layout alone
-    out, in_ = cls.oriented(plain, plain.weight).shape
-    return out, in_
+    raise Unusable(f"{model.name} has no layer known as {target}: name it by a pattern; its layers are {known}")

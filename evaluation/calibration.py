@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from evaluation.data import Batch
 from evaluation.training import Classifier, autocast
 from variants.core import STATISTICS, Refused, Tensors
-from variants.core.host import Host, host_class
+from variants.core.host import oriented
 from variants.core.linalg import raised
 from variants.core.targets import matching_layers
 
@@ -113,7 +112,7 @@ def _gradients(
             parameter.requires_grad_(flag)
         for module, mode in modes.items():
             module.training = mode
-    return {path: _oriented(layers[path], gradient / count) for path, gradient in sums.items()}
+    return {path: oriented(layers[path], gradient / count) for path, gradient in sums.items()}
 
 
 def _collector(moments: Moments, mask: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -123,12 +122,6 @@ def _collector(moments: Moments, mask: Tensor) -> Callable[[nn.Module, tuple[Ten
         moments.add(real)
 
     return collect
-
-
-def _oriented(layer: nn.Module, stored: Tensor) -> Tensor:  # shape: (out, in)
-    cls = host_class(type(layer))
-    assert cls is not None, "matching_layers selects only layers that have a host"
-    return cls.oriented(cast(Host, layer), stored)  # a function of the layout alone
 
 
 def digest(stats: Mapping[str, Tensors]) -> str:

@@ -10,7 +10,7 @@ from variants.core import UnknownMethod, Variant, method
 from variants.core.cases import Case, adapted, carried_by, move
 from variants.core.conformance import fitted, settings
 
-IN_SHORT = ("name", "trains", "mergeable", "exact at start", "needs", "rank as LoRA", "constraint")
+IN_SHORT = ("name", "trains", "mergeable", "exact_init", "needs", "lora_rank", "constraint")
 _CASE = Case(12, 20)  # sides and ranks such that r, 2r and min(out, in) are told apart
 
 
@@ -30,18 +30,18 @@ def capabilities(name: str) -> dict[str, Any]:
         "title": _title(cls),
         "trains": cls.trains,
         "mergeable": cls.mergeable,
-        "exact at start": variant.exact_init,
+        "exact_init": variant.exact_init,
         "needs": sorted(cls.needs),
-        "rank as LoRA": _rank_as_lora(variant),
-        "constraint": cls.constraint or "-",
-        "size": cls.size or "-",
-        "lr / LoRA's": float(f"{cls.lr_ratio:.3g}"),
-        "paper": cls.paper or "-",
+        "lora_rank": _rank_as_lora(variant),
+        "constraint": cls.constraint or None,
+        "size": cls.size or None,
+        "lr_ratio": float(f"{cls.lr_ratio:.3g}"),
+        "paper": cls.paper or None,
     }
 
 
-def _rank_as_lora(variant: Variant) -> str:
-    """The rank of the exact low-rank pair on the stock weight, tried out on a layer; "no" where there is none."""
+def _rank_as_lora(variant: Variant) -> str | None:
+    """The rank of the exact low-rank pair on the stock weight, tried out on a layer; None where there is no pair."""
     small = fitted(variant, _CASE)
     assert small is not None, f"{variant.name} refuses a {_CASE.out} x {_CASE.in_} layer at every size"
     model = adapted(small, _CASE)
@@ -49,11 +49,14 @@ def _rank_as_lora(variant: Variant) -> str:
     for host, carried in carried_by(model):
         pair = carried.variant.as_lora(host.original_dense().detach(), carried.tensors())
         if pair is None:
-            return "no"
-        rank = pair.A.shape[0]
-        r = getattr(small, "rank", None)
-        return {r: "r", 2 * (r or 0): "2r", _CASE.out: "min(out, in)"}.get(rank, str(rank))
-    return "no"
+            return None
+        found, rank = pair.A.shape[0], getattr(small, "rank", None)
+        if found == rank:
+            return "r"
+        if rank is not None and found == 2 * rank:
+            return "2r"
+        return "min(out, in)" if found == _CASE.out else str(found)
+    return None
 
 
 def _title(cls: type[Variant]) -> str:

@@ -71,8 +71,9 @@ class Workbench:
                 raise Unusable(f"{entry.label}: {error}") from error
 
     def sample(self, variant: Variant, where: tuple[str, ...]) -> Statistics:
-        """What a method needs to be tried out: statistics of a few made-up tokens; empty where it needs none."""
-        batch = random_batch(2, 4, self.base.encoder, classes=2).to(self.device)
+        """What a method needs to be tried out: statistics of made-up tokens; empty where it needs none."""
+        rows = 64 if variant.needs else 1  # enough that a layer's inputs vary in more directions than there are ranks
+        batch = random_batch(rows, 16, self.base.encoder, classes=2).to(self.device)
         model = Classifier(self.base.encoder, self.base.hidden, 2, seed=0).to(self.device)
         return calibrate(model, where, variant.needs, [batch])
 

@@ -9,11 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import logging
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -24,6 +20,7 @@ from huggingface_hub import snapshot_download
 from torch import nn
 
 from evaluation import assets
+from evaluation.hub import from_hub, one_line, quiet
 from evaluation.spec import Unusable
 from variants.core.registry import suggestion
 
@@ -77,7 +74,7 @@ def digest_of(name: str) -> str:
     """
     if name in _TABLE:
         return _combined(assets.asset(_TABLE[name][0]).files)
-    return _folder_digest(_folder(name))
+    return _folder_digest(folder_of(name))
 
 
 def load_base(name: str) -> Base:
@@ -91,18 +88,18 @@ def load_base(name: str) -> Base:
     """
     import transformers  # here and below: slow to import, and those who only ask for a digest do without it
 
-    folder = _folder(name)
+    folder = folder_of(name)
     digest = _folder_digest(folder)
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        with _quiet():
+        with quiet():
             config = transformers.AutoConfig.from_pretrained(folder, **local)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
             encoder = _encoder(folder, config, local)
     except Unusable:
         raise
     except Exception as error:  # the loaders raise what they like, and what they read may be anything
-        raise Unusable(f"model {name!r} cannot be loaded from {folder}: {_one_line(error)}") from error
+        raise Unusable(f"model {name!r} cannot be loaded from {folder}: {one_line(error)}") from error
     if tokenizer.pad_token is None:  # decoders often have none; masked positions may hold anything
         tokenizer.pad_token = tokenizer.eos_token
     return Base(name, encoder, tokenizer, digest, config.hidden_size)
@@ -126,7 +123,7 @@ def _encoder(folder: Path, config: Any, local: dict[str, Any]) -> nn.Module:
     return encoder.eval()  # type: ignore[no-any-return]
 
 
-def _folder(name: str) -> Path:
+def folder_of(name: str) -> Path:
     """Where the model's files lie, fetched if need be."""
     if name in _TABLE:
         return assets.fetch(_TABLE[name][0])
@@ -134,7 +131,7 @@ def _folder(name: str) -> Path:
     if name and local.is_dir():
         return _complete(local)
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        return _from_hub(name)
+        return from_hub(name, lambda cached: _snapshot(name, cached))
     if "/" in name or "\\" in name:
         raise Unusable(f"no model folder {name!r}")
     raise Unusable(
@@ -163,24 +160,13 @@ def _shards(index: Path) -> list[str]:
     try:
         return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Unusable(f"{index} is not an index of weights: {_one_line(error)}") from error
+        raise Unusable(f"{index} is not an index of weights: {one_line(error)}") from error
 
 
-def _from_hub(name: str) -> Path:
-    """What the hub's cache holds goes before what is newest, so that all workers of a comparison see the same files."""
-    problem: Exception | None = None
-    for cached in (True, False):
-        try:
-            with _quiet():
-                folder = snapshot_download(
-                    name, allow_patterns=list(_FILES), ignore_patterns=["*/*"], local_files_only=cached
-                )
-            return _complete(Path(folder))
-        except Exception as error:  # the hub's client and its transport raise what they like; none of it is ours
-            problem = error
-    if isinstance(problem, Unusable):
-        raise problem
-    raise Unusable(f"no folder {name!r}, and the hub does not give it: {_one_line(problem)}") from problem
+def _snapshot(name: str, cached: bool) -> Path:
+    with quiet():
+        folder = snapshot_download(name, allow_patterns=list(_FILES), ignore_patterns=["*/*"], local_files_only=cached)
+    return _complete(Path(folder))
 
 
 def _folder_digest(folder: Path) -> str:
@@ -190,35 +176,3 @@ def _folder_digest(folder: Path) -> str:
 
 def _combined(digests: dict[str, str]) -> str:
     return hashlib.sha256("".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode()).hexdigest()
-
-
-def _one_line(error: BaseException | None) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 240 else text[:240] + "..."
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and no advice on stderr from the libraries below; their settings are put back afterwards."""
-    import transformers
-
-    loggers = [logging.getLogger(library) for library in ("transformers", "huggingface_hub")]
-    levels = [logger.level for logger in loggers]
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    _show_bars(False)
-    try:
-        yield
-    finally:
-        _show_bars(bars)
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _show_bars(shown: bool) -> None:
-    import transformers
-
-    talk = transformers.utils.logging
-    with warnings.catch_warnings(action="ignore"):  # said when an environment variable has already decided
-        (talk.enable_progress_bar if shown else talk.disable_progress_bar)()

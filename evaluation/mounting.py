@@ -12,6 +12,25 @@ from evaluation.peers import Peer
 from variants.core import Tensors, Variant, attach, detach
 
 
+def mount(
+    encoder: nn.Module,
+    variant: Variant,
+    where: Iterable[str],
+    seed: int = 0,
+    dropout: float = 0.0,
+    stats: Mapping[str, Tensors] | None = None,
+) -> nn.Module:
+    """The model that trains: ``encoder`` with our method on it, or what a peer makes of it.
+
+    Raises:
+        Refused: the method cannot work here.
+    """
+    if isinstance(variant, Peer):
+        return variant.wrap(encoder, list(where), seed, dropout)
+    attach(encoder, variant, list(where), seed, dropout=dropout, stats=stats)
+    return encoder
+
+
 @contextmanager
 def mounted(
     encoder: nn.Module,
@@ -29,9 +48,9 @@ def mounted(
         Refused: the method cannot work here.
     """
     if isinstance(variant, Peer):
-        yield variant.wrap(copy.deepcopy(encoder), list(where), seed, dropout)
+        yield mount(copy.deepcopy(encoder), variant, where, seed, dropout)
         return
-    attach(encoder, variant, list(where), seed, dropout=dropout, stats=stats)
+    mount(encoder, variant, where, seed, dropout, stats)
     try:
         yield encoder
     finally:

@@ -15,15 +15,17 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+import variants  # noqa: F401  registers the shipped methods
 from evaluation.spec import Unusable
 from variants.core import LayerState, Refused, States, Variant, layer_states, trainable_parameters
 from variants.core.host import hosts
-from variants.core.registry import register_family, suggestion
+from variants.core.registry import method, names, register_family, suggestion
 from variants.core.targets import matching_layers
 
 # Of PEFT's configurations: what the harness decides, and what does not describe a method.
 _OURS = {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
 _OURS |= {"inference_mode", "target_modules"}
+_CALIBRATED = ("eva", "corda", "lora_ga")  # starts of PEFT's LoRA that need data
 
 
 class Peer(Variant):
@@ -58,6 +60,9 @@ class PeftPeer(Peer):
 
         if dropout:
             raise Refused(f"{self.name}: dropout is a field of PEFT's own; write adapter_dropout = 0 in [training]")
+        start = getattr(self, "init_lora_weights", None)
+        if start in _CALIBRATED:
+            raise Refused(f"{self.name}: {start!r} needs PEFT's own pass over data, which is not made here")
         try:
             config = self.config()
             if hasattr(config, "target_modules"):
@@ -65,9 +70,23 @@ class PeftPeer(Peer):
             # PEFT draws from the global generator, and warns of what its own dependencies deprecate.
             with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
                 torch.manual_seed(seed)
-                return peft.get_peft_model(encoder, config)
-        except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
+                size = sum(p.numel() for p in encoder.parameters())
+                model: nn.Module = peft.get_peft_model(encoder, config)
+                model.__dict__["_svdbench_base_size"] = size
+                return model
+        except Exception as error:  # what PEFT's methods raise where they cannot work is not of one kind
             raise Refused(f"{self.name}: {' '.join(str(error).split())}") from error
+
+    def penalty(self, states: States) -> Tensor | None:
+        """AdaLoRA's orthogonality loss, which PEFT adds only where the model computes its loss itself."""
+        model = states[0].scratch["model"]
+        if self.kind != "ADALORA":
+            return None
+        trained = dict(model.named_parameters())
+        wide = [p for path, p in trained.items() if ".lora_A." in path]
+        wide += [p.T for path, p in trained.items() if ".lora_B." in path]
+        gaps = [torch.linalg.matrix_norm(X @ X.T - torch.eye(len(X), device=X.device)) for X in wide]
+        return model.peft_config["default"].orth_reg_weight * torch.stack(gaps).mean()
 
     def after_step(self, states: States, step: int, total: int) -> None:
         tuner = states[0].scratch["model"].base_model
@@ -78,6 +97,11 @@ class PeftPeer(Peer):
 def is_peer(encoder: nn.Module) -> bool:
     """Whether a peer has made this model."""
     return type(encoder).__module__.startswith("peft.")
+
+
+def base_size(encoder: nn.Module) -> int:
+    """Parameters of the base in a peer's model."""
+    return int(encoder.__dict__["_svdbench_base_size"])
 
 
 def states_of(encoder: nn.Module) -> list[LayerState]:
@@ -94,6 +118,7 @@ def train_branches(encoder: nn.Module) -> None:
     if is_peer(encoder):
         for module in encoder.modules():
             if type(module).__module__.startswith("peft."):
+                module.training = True  # the flag alone: some layers look at their own
                 for name, child in module.named_children():
                     if name not in ("base_layer", "base_model", "model"):
                         child.train()
@@ -120,7 +145,14 @@ def _peft_method(kind: str) -> type[Variant]:
         for f in dataclasses.fields(known[kind])
         if f.init and f.name not in _OURS and _is_plain(_default(f))
     ]
-    about = {"name": f"peft:{kind}", "kind": kind.upper(), "release": f"peft {release}", "__module__": __name__}
+    twin = kind if kind in names() else "lora"  # a peer starts its search where our method of the same name does
+    about: dict[str, Any] = {
+        "name": f"peft:{kind}",
+        "kind": kind.upper(),
+        "release": f"peft {release}",
+        "__module__": __name__,
+    }
+    about |= {"lr_ratio": method(twin).lr_ratio}
     made = dataclasses.make_dataclass(
         f"Peft_{kind}", fields, bases=(PeftPeer,), namespace=about, frozen=True, kw_only=True
     )
@@ -141,7 +173,7 @@ register_family("peft", _peft_method)
 
 
 def tensors(encoder: nn.Module) -> dict[str, Tensor]:
-    """What PEFT would write into the adapter's file."""
+    """What PEFT would write into the adapter's file, each tensor with memory of its own."""
     import peft
 
-    return peft.get_peft_model_state_dict(encoder)
+    return {name: tensor.detach().clone() for name, tensor in peft.get_peft_model_state_dict(encoder).items()}

@@ -11,10 +11,13 @@ import ast
 import dataclasses
 import hashlib
 import inspect
+import sys
+import sysconfig
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from evaluation.architectures import Architecture, architecture, layers
@@ -152,7 +155,8 @@ def resolve(suite: Suite) -> Suite:
         entries = tuple(_resolved(_sized(entry, found, suite.layers_of(entry), most)) for entry in suite.methods)
     for i, entry in enumerate(entries):
         for other in entries[:i]:
-            if entry.method == other.method:  # their runs could not be told apart
+            if entry.method == other.method and suite.layers_of(entry) == suite.layers_of(other):
+                # Their runs could not be told apart.
                 raise Unusable(f"{other.label!r} and {entry.label!r} are the same method with the same hyperparameters")
     return suite.model_copy(update={"methods": entries})
 
@@ -220,9 +224,35 @@ def source_digest(cls: type[Variant]) -> str:
 
     It is part of every run's key: a changed method is computed again.
     """
-    modules = [inspect.getmodule(c) for c in cls.__mro__ if issubclass(c, Variant) and c is not Variant]
+    modules: dict[str, ModuleType] = {}
+    for c in cls.__mro__:
+        if issubclass(c, Variant) and c is not Variant:
+            _collect(inspect.getmodule(c), modules)
     release = f"release = {getattr(cls, 'release', '')!r}"  # of the library whose method it is
-    return _digest_of_sources([release, *(inspect.getsource(m) for m in dict.fromkeys(modules) if m)])
+    return _digest_of_sources([release, *(inspect.getsource(module) for module in modules.values())])
+
+
+def _collect(module: ModuleType | None, found: dict[str, ModuleType]) -> None:
+    """Adds a module and what it imports of a plug-in's own modules: not of installed libraries, nor of ours, which the
+    harness's digest and the methods' own classes cover."""
+    if module is None or module.__name__ in found:
+        return
+    found[module.__name__] = module
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        for name in names:
+            imported = sys.modules.get(name)
+            if imported is not None and _is_of_the_user(imported):
+                _collect(imported, found)
+
+
+def _is_of_the_user(module: ModuleType) -> bool:
+    file = getattr(module, "__file__", None)
+    if file is None or module.__name__.partition(".")[0] in ("variants", "evaluation", "torch"):
+        return False
+    places = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return not any(Path(file).is_relative_to(place) for place in places)
 
 
 def harness_digest() -> str:
@@ -230,9 +260,14 @@ def harness_digest() -> str:
     and the versions of the libraries that compute. Part of every run's key, so records of another code do not pass for
     this one's."""
     here = Path(__file__).parent
-    files = [*Path(core.__file__).parent.glob("*.py"), *(here / "measures").glob("*.py")]
-    files += [here / f"{name}.py" for name in ("calibration", "data", "execute", "mounting", "peers", "training")]
-    versions = [f"{name} = {version(name)!r}" for name in ("numpy", "torch", "transformers")]
+    apart = {"budget", "cases", "checks", "conformance"}  # no run goes through them
+    files = [path for path in Path(core.__file__).parent.glob("*.py") if path.stem not in apart]
+    files += (here / "measures").glob("*.py")
+    files += [
+        here / f"{name}.py" for name in ("calibration", "data", "execute", "models", "mounting", "peers", "training")
+    ]
+    libraries = ("numpy", "scipy", "tokenizers", "torch", "transformers")
+    versions = [f"{name} = {version(name)!r}" for name in libraries]
     return _digest_of_sources([path.read_text(encoding="utf-8") for path in sorted(files)] + versions)
 
 

@@ -1,8 +1,8 @@
 """What methods would train, store and keep in memory on a model, known from shapes alone.
 
 Trainable parameters come from each method's closed form. What is stored besides (frozen bases, indices) has none: it is
-read off a start in which tensors have shapes and no data, so that no matrix is decomposed, whatever its size. Counted
-is the same method on every layer: one that divides itself by need (``Variant.allot``) is counted before it does.
+read off a start in which tensors have shapes and no data, so that no matrix is decomposed, whatever its size. Counts
+assume the same method on every layer: one that divides itself by need (``Variant.allocate``) is counted before it does.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 from torch.utils._pytree import tree_leaves
 
 from evaluation.architectures import Architecture, architecture, layers
+from evaluation.peers import Peer
 from evaluation.spec import Unusable
 from variants.core import Refused, UnknownMethod, Variant, create, method
 from variants.core.attach import layer_rng
@@ -67,7 +68,7 @@ class Sizes:
 
 
 def sizes(
-    model: str, methods: Sequence[str], targets: Sequence[str], rank: int | None = None, budget: str | None = None
+    name: str, methods: Sequence[str], targets: Sequence[str], rank: int | None = None, budget: str | None = None
 ) -> Sizes:
     """What each method comes to on the layers which the targets mean (``evaluation.architectures.layers``).
 
@@ -79,17 +80,16 @@ def sizes(
     Raises:
         Unusable: an unknown model, method or target, or a budget that is none.
     """
-    for name in methods:
+    for wanted in methods:
         try:
-            method(name)
+            method(wanted)
         except UnknownMethod as error:
             raise Unusable(str(error)) from error
-    found = architecture(model)
-    shapes = layers(found, targets)
-    most = None if budget is None else parsed_budget(budget, found.parameters)
-    return Sizes(
-        model, found.parameters, len(shapes), most, [size_of(found, name, shapes, rank, most) for name in methods]
-    )
+    model = architecture(name)
+    shapes = layers(model, targets)
+    most = None if budget is None else parsed_budget(budget, model.parameters)
+    counted = [size_of(model, wanted, shapes, rank, most) for wanted in methods]
+    return Sizes(name, model.parameters, len(shapes), most, counted)
 
 
 def parsed_budget(text: str, parameters: int) -> int:
@@ -108,7 +108,7 @@ def parsed_budget(text: str, parameters: int) -> int:
 
 
 def size_of(
-    found: Architecture, name: str, shapes: Mapping[str, Shape], rank: int | None = None, budget: int | None = None
+    model: Architecture, name: str, shapes: Mapping[str, Shape], rank: int | None = None, budget: int | None = None
 ) -> Size:
     """What the method called ``name`` comes to.
 
@@ -119,6 +119,8 @@ def size_of(
             the size.
     """
     cls = method(name)
+    if issubclass(cls, Peer):
+        return Size(name, "-", note="another library's method: its parameters are counted when it runs")
     hyperparameters = {"rank": rank} if rank is not None and "rank" in {f.name for f in dataclasses.fields(cls)} else {}
     adjustable = cls.trains == "layers" and bool(cls.size)
     try:
@@ -128,28 +130,28 @@ def size_of(
             free = {key: value for key, value in hyperparameters.items() if key != cls.size}
             variant = largest(cls, free, shapes.values(), budget)
         size = f"{cls.size} {getattr(variant, cls.size)}" if adjustable else "-"
-        trained = _trained(found, variant, shapes)
+        trained = _trained(model, variant, shapes)
     except ValueError as error:  # a layer or a hyperparameter that is refused
         return Size(name, "-", note=str(error))
     notes = ["has no size to choose"] if budget is not None and not adjustable else []
     try:
-        stored: int | None = _stored(found, variant, shapes)
+        stored: int | None = _stored(model, variant, shapes)
     except Unknown as error:
         stored, notes = None, [*notes, f"no file size: {error}"]
     return Size(
-        name,
-        size,
-        trained,
-        trained / found.parameters,
-        stored,
-        ADAM_BYTES * trained,
-        GRADIENT_BYTES * trained,
-        "; ".join(notes),
+        method=name,
+        size=size,
+        trainable=trained,
+        share=trained / model.parameters,
+        file_bytes=stored,
+        optimiser_bytes=ADAM_BYTES * trained,
+        gradient_bytes=GRADIENT_BYTES * trained,
+        note="; ".join(notes),
     )
 
 
-def _trained(found: Architecture, variant: Variant, shapes: Mapping[str, Shape]) -> int:
-    base = _trained_base(found, variant)
+def _trained(model: Architecture, variant: Variant, shapes: Mapping[str, Shape]) -> int:
+    base = _trained_base(model, variant)
     if variant.trains == "base" and not base:
         raise Refused("finds nothing in this model which it could train")
     if variant.trains != "layers":
@@ -159,13 +161,13 @@ def _trained(found: Architecture, variant: Variant, shapes: Mapping[str, Shape])
     return base + total_count(variant, shapes.values())
 
 
-def _trained_base(found: Architecture, variant: Variant) -> int:
-    return sum(p.numel() for path, p in found.whole.named_parameters() if variant.trains_base(path))
+def _trained_base(model: Architecture, variant: Variant) -> int:
+    return sum(p.numel() for path, p in model.whole.named_parameters() if variant.trains_base(path))
 
 
-def _stored(found: Architecture, variant: Variant, shapes: Mapping[str, Shape]) -> int:
+def _stored(model: Architecture, variant: Variant, shapes: Mapping[str, Shape]) -> int:
     """Bytes of the tensors in an adapter file."""
-    base = _FLOAT_BYTES * _trained_base(found, variant)
+    base = _FLOAT_BYTES * _trained_base(model, variant)
     if variant.trains != "layers":
         return base
     shared = _without_numbers(lambda _: list(variant.shared(list(shapes.values()), layer_rng(0, "")).values()))

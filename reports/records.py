@@ -185,13 +185,18 @@ def _is_record(record: Any) -> bool:
 def _score_run(record: dict[str, Any], suite: dict[str, Any]) -> ScoreRun | None:
     run = record["run"]
     # Dict equality, not equal text: 16 and 16.0 are the same hyperparameter.
-    label = next((entry["label"] for entry in suite["methods"] if entry["method"] == run["method"]), None)
+    label = next((entry["label"] for entry in suite["methods"] if _is_of(entry, run, suite)), None)
     if label is None:
         return None
     place = {name: run[name] for name in ("stage", "split", "lr", "seed")}
     return ScoreRun(
         str(label), **place, status=record["status"], measures=record["measures"], error=record.get("error")
     )
+
+
+def _is_of(entry: dict[str, Any], run: dict[str, Any], suite: dict[str, Any]) -> bool:
+    where = entry.get("where") or suite.get("where")
+    return bool(entry["method"] == run["method"]) and run.get("where", where) == where
 
 
 def _refuse_several_rates(runs: tuple[ScoreRun, ...], directory: Path) -> None:

@@ -33,7 +33,7 @@ def test_it_has_at_most_40_lines() -> None:
 def test_it_conforms(plugin: Path) -> None:
     done = svdbench("check", plugin)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"gated_lora\s+18\s+0\s+0", done.stdout), done.stdout
+    assert re.search(r"gated_lora\s+21\s+0\s+0", done.stdout), done.stdout
 
 
 def test_one_that_merges_wrongly_does_not(plugin: Path) -> None:
@@ -51,7 +51,7 @@ def test_it_is_counted_and_listed(plugin: Path) -> None:
     assert row["trainable"] == 24 * 2 * 8 * (1024 + 1024 + 1)
     done = svdbench("variants", "--json", "--plugin", plugin)
     cards = {row["name"]: row for row in json.loads(done.stdout)}
-    assert cards["gated_lora"]["rank as LoRA"] == "r"
+    assert cards["gated_lora"]["lora_rank"] == "r"
     assert cards["gated_lora"]["title"] == "Gated LoRA: a trained gate for every rank"
 
 

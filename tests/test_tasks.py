@@ -90,8 +90,8 @@ def test_listings_as_json(verb: Callable[..., Said], name: str) -> None:
     if name == "variants":
         cards = {row["name"]: row for row in rows}
         assert len(cards) == 39
-        ranks = {"lora": "r", "pissa": "2r", "dora": "no", "svf": "min(out, in)", "adapter": "no"}
-        assert {name: cards[name]["rank as LoRA"] for name in ranks} == ranks
+        ranks = {"lora": "r", "pissa": "2r", "dora": None, "svf": "min(out, in)", "adapter": None}
+        assert {name: cards[name]["lora_rank"] for name in ranks} == ranks
         assert cards["eva"]["needs"] == ["covariance", "mean"]
         assert cards["stiefel"]["constraint"] == "U, V orthonormal (retraction)"
         assert not cards["adapter"]["mergeable"]

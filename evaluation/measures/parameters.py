@@ -53,9 +53,9 @@ def parameters(encoder: nn.Module, variant: Variant) -> dict[str, Any]:
 
 
 def _of_peer(encoder: nn.Module) -> dict[str, Any]:
-    """A peer's library says itself what it stores; what was there before is every parameter that is frozen."""
+    """A peer's library says itself what it stores. The base's parameters are those it had before."""
     trainable = sum(p.numel() for p in trainable_parameters(encoder).values())
-    base = sum(p.numel() for p in encoder.parameters() if not p.requires_grad)
+    base = peers.base_size(encoder)
     return {
         "trainable": trainable,
         "closed_form": None,

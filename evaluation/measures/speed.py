@@ -26,12 +26,14 @@ from evaluation.calibration import calibrate
 from evaluation.clock import Clock
 from evaluation.data import Batch
 from evaluation.measures.memory import peak_bytes, saved_bytes, step_memory
+from evaluation.mounting import mount
 from evaluation.peers import Peer
 from evaluation.spec import SpeedRun
 from evaluation.training import Classifier, Trainer, autocast, seeded
-from variants.core import attach, create, merged
+from variants.core import create, merged
 from variants.core.cache import not_kept
 
+MEMORY_STEPS = 1  # taken after the rounds, to measure their memory
 PHASES = ("forward", "backward", "optimiser", "hooks")
 
 
@@ -155,18 +157,16 @@ def contestant(
     batch = random_batch(run.speed.batch_size, run.speed.tokens, encoder, classes).to(device)
     stock = Classifier(replica, hidden, classes, seed=0).to(device)
     stats = calibrate(stock, where, variant.needs, [batch], run.training.precision)
-    dropout = run.training.adapter_dropout
     with not_kept():  # decompositions count
         began = time.perf_counter()
-        if isinstance(variant, Peer):
-            replica = variant.wrap(replica, list(where), 0, dropout)
-        else:
-            attach(replica, variant, where, seed=0, dropout=dropout, stats=stats)
+        replica = mount(replica, variant, where, 0, run.training.adapter_dropout, stats)
         init_seconds = time.perf_counter() - began
     model = Classifier(replica, hidden, classes, seed=0).to(device)
-    # Small rates, by a warm-up that hardly begins: the arithmetic is the same at every rate, and random labels must not
-    # make it diverge. But not smaller still: numbers below 1e-38, which are slow, would enter the optimiser's moments.
-    trainer = Trainer(model, variant, run.training, 1e-4, Clock(device), total=10**6)
+    # A small rate: the arithmetic is the same at every rate, and random labels must not make it diverge. But not
+    # smaller still: numbers below 1e-38, which are slow, would enter the optimiser's moments. As long a run as the
+    # measurement, so that schedules (rank budgets) do in it what they do in a run.
+    steps = run.speed.warmup + run.speed.rounds + MEMORY_STEPS
+    trainer = Trainer(model, variant, run.training, 1e-5, Clock(device), total=steps)
     return Contestant(trainer, init_seconds)
 
 

@@ -538,7 +538,7 @@ def test_no_slow_numbers_enter_the_optimiser(monkeypatch):
     assert not slow_numbers(("lora", "dora", "stiefel"))
     at_rate = Trainer.__init__
     monkeypatch.setattr(
-        Trainer, "__init__", lambda self, m, v, t, _, clock, total: at_rate(self, m, v, t, 1e-9, clock, total)
+        Trainer, "__init__", lambda self, m, v, t, _, clock, total: at_rate(self, m, v, t, 1e-13, clock, total)
     )
     assert slow_numbers(("lora",))
     assert slow_numbers(("stiefel",))

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from evaluation import assets, models
+from evaluation import assets, hub, models
 from evaluation.models import digest_of, load_base
 from evaluation.spec import Unusable
 
@@ -30,7 +30,7 @@ SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "in
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT in bfloat16, with its pooling layer, and a tokenizer of six words."""
     folder = tmp_path_factory.mktemp("saved")
-    with torch.random.fork_rng(devices=[]), models._quiet():
+    with torch.random.fork_rng(devices=[]), hub.quiet():
         transformers.BertModel(transformers.BertConfig(**SIZES)).to(torch.bfloat16).save_pretrained(folder)
     words = Tokenizer(WordLevel({"[PAD]": 0, "[UNK]": 1, "what": 2, "is": 3, "a": 4, "b": 5}, unk_token="[UNK]"))
     words.pre_tokenizer = Whitespace()
@@ -85,7 +85,7 @@ def test_libraries_keep_quiet_and_their_settings_are_put_back(folder, monkeypatc
     library, advice = logging.getLogger("transformers"), Mock(level=logging.NOTSET)
     monkeypatch.setattr(library, "handlers", [advice])
     before = library.level
-    models._show_bars(bars)
+    hub._show_bars(bars)
     load_base(str(folder))
     (folder / "model.safetensors").write_bytes(b"")
     with pytest.raises(Unusable):
@@ -95,7 +95,7 @@ def test_libraries_keep_quiet_and_their_settings_are_put_back(folder, monkeypatc
 
 
 def test_decoder_without_padding_token_gets_one(folder):
-    with torch.random.fork_rng(devices=[]), models._quiet():
+    with torch.random.fork_rng(devices=[]), hub.quiet():
         transformers.GPT2Model(transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=6)).save_pretrained(
             folder
         )

@@ -121,3 +121,50 @@ def test_errors_teach():
         create("peft:lora", KINDS["lora"]).wrap(toy.bert(), ["query"], 0, 0.1)
     with pytest.raises(Refused, match="peft:oft: "):
         create("peft:oft", {"r": 7, "oft_block_size": 5}).wrap(toy.bert(), ["query"], 0, 0.0)
+
+
+def test_adalora_of_peft_keeps_its_orthogonality_loss():
+    """PEFT adds it only where the model returns a loss of its own; what PEFT would add is what we add."""
+    variant = create("peft:adalora", {**KINDS["adalora"], "orth_reg_weight": 0.5})
+    with mounted(toy.bert(), variant, toy.WHERE) as model:
+        penalty = variant.penalty(states_of(model))
+        gaps = []
+        for name, p in model.named_parameters():
+            if "lora_A" in name or "lora_B" in name:
+                gram = p @ p.T if "lora_A" in name else p.T @ p
+                gaps.append(torch.linalg.matrix_norm(gram - torch.eye(len(gram))))
+        torch.testing.assert_close(penalty, 0.5 * torch.stack(gaps).mean())
+        assert penalty.requires_grad
+    with mounted(toy.bert(), create("peft:lora", KINDS["lora"]), toy.WHERE) as model:
+        assert create("peft:lora", KINDS["lora"]).penalty(states_of(model)) is None
+
+
+def test_layers_that_look_at_their_own_mode_are_in_training():
+    variant = create("peft:pvera", {"r": 4})
+    with mounted(toy.bert(), variant, toy.WHERE) as model:
+        model.eval()
+        train_branches(model)
+        layers = [m for m in model.modules() if type(m).__module__.startswith("peft.tuners.pvera.layer")]
+        assert layers
+        assert all(layer.training for layer in layers)
+        assert not model.base_model.model.encoder.layer[0].output.dropout.training
+
+
+@pytest.mark.parametrize("start", ["eva", "corda", "lora_ga"])
+def test_a_start_that_needs_data_is_refused(start):
+    """PEFT would go on as plain LoRA, or fail with a message about something else."""
+    with pytest.raises(Refused, match=f"'{start}' needs PEFT's own pass over data"):
+        create("peft:lora", {"init_lora_weights": start}).wrap(toy.bert(), ["query"], 0, 0.0)
+
+
+def test_a_peer_starts_its_search_where_our_method_does():
+    assert method("peft:ia3").lr_ratio == method("ia3").lr_ratio != 1
+    assert method("peft:prompt_tuning").lr_ratio == method("lora").lr_ratio
+
+
+def test_the_base_of_a_peer_is_counted_before_it_is_wrapped():
+    stock = sum(p.numel() for p in toy.bert().parameters())
+    for kind, more in (("lora", {"bias": "all"}), ("adalora", {})):
+        variant = create(f"peft:{kind}", {**KINDS[kind], **more})
+        with mounted(toy.bert(), variant, toy.WHERE) as model:
+            assert parameters(model, variant)["base"] == stock

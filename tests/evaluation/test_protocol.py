@@ -391,3 +391,22 @@ def test_other_code_or_libraries_change_every_key(monkeypatch):
 def test_a_grid_without_that_many_rates_is_refused(points, per_decade):
     with pytest.raises(Unusable, match=f"{points} points, {per_decade} per decade"):
         grid(5e-3, points, per_decade)
+
+
+def test_the_digest_covers_what_a_plugin_imports_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    plugin = tmp_path / "with_helper.py"
+    plugin.write_text(
+        "from own_helper import FACTOR\nfrom variants.core import register\n"
+        + SOURCE.format(more="").replace("@dataclass", "@register('with_helper')\n@dataclass")
+    )
+    digests = []
+    for factor in (1, 2, 1):
+        (tmp_path / "own_helper.py").write_text(f"FACTOR = {factor}\n")
+        sys.modules.pop("own_helper", None)
+        importlib.invalidate_caches()
+        load_plugins([plugin])
+        digests.append(source_digest(method("with_helper")))
+    assert digests[0] != digests[1]
+    assert digests[0] == digests[2]

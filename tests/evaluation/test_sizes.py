@@ -52,7 +52,7 @@ def stats_of(variant: Variant, found: dict[str, tuple[int, int]]) -> dict[str, d
     return {path: {need: known(*shape)[need] for need in variant.needs} for path, shape in found.items()}
 
 
-@pytest.mark.parametrize("name", [n for n in names() if method(n).allot is Variant.allot])
+@pytest.mark.parametrize("name", [n for n in names() if method(n).allocate is Variant.allocate])
 def test_trainable_parameters_and_bytes_are_those_of_the_tensors(tiny: Architecture, name: str) -> None:
     shapes = layers(tiny, WHERE)
     size = size_of(tiny, name, shapes, rank=4)

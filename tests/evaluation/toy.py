@@ -19,7 +19,7 @@ from evaluation.spec import Identity, Merging, Method, ScoreRun, Speed, SpeedRun
 
 HIDDEN, VOCAB, CLASSES = 16, 64, 3
 WHERE = ("query", "value")
-METHODS: dict[str, dict[str, Any]] = {  # every shipped method, small, with a scale other than 1 where there is one
+METHODS: dict[str, dict[str, Any]] = {  # the methods of `quick`, small, with a scale other than 1 where there is one
     "lora": {"rank": 2, "alpha": 4},
     "dora": {"rank": 2, "alpha": 4},
     "pissa": {"rank": 2, "alpha": 4},
