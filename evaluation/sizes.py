@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -28,6 +27,7 @@ from evaluation.spec import Unusable
 from variants.core import Refused, UnknownMethod, Variant, create, method
 from variants.core.attach import layer_rng
 from variants.core.budget import Shape, largest, total_count
+from variants.core.linalg import decomposed_in_full
 
 ADAM_BYTES = 8  # two float32 moments a trained number
 GRADIENT_BYTES = 4  # float32, as the adapter
@@ -197,8 +197,7 @@ def stored_bytes(variant: Variant, out: int, in_: int) -> int:
 def _without_numbers(work: Callable[[_WithoutData], list[Tensor]]) -> list[Tensor]:
     problem: Exception | None = None
     for small, answer in itertools.product((0, _SMALL), (1, 0)):
-        # Lanczos leaves torch; the full decomposition, of which the same shapes are cut, does not.
-        with patch("variants.core.linalg.FULL_UP_TO", float("inf")), _WithoutData(answer, small) as mode:
+        with decomposed_in_full(), _WithoutData(answer, small) as mode:
             try:
                 return work(mode)
             except Exception as error:  # whatever comes of numbers that are none

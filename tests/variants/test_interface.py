@@ -51,7 +51,7 @@ def drawn(draw: st.DrawFn, name: str) -> tuple[Variant, Case]:
 
 
 @pytest.mark.parametrize("name", WITH_WEIGHT)
-@budget(max_examples=30)
+@budget(max_examples=15)
 @given(data=st.data())
 def test_adapted_layer_is_its_formula(name: str, data: st.DataObject) -> None:
     """Value and every gradient against the dense oracle on the original weight, through the host."""

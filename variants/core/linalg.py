@@ -7,7 +7,9 @@ precision or silently return wrong numbers in it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal, ParamSpec, TypeVar
 
 import numpy as np
@@ -45,6 +47,17 @@ def _eye(X: Tensor) -> Tensor:  # shapes: (..., n, r) -> (r, r)
 
 FULL_UP_TO = 512  # the smaller side up to which the full decomposition is computed whatever the rank
 LANCZOS_SHARE = 8  # above it, Lanczos as long as no more than this part of the spectrum is asked for
+
+
+@contextmanager
+def decomposed_in_full() -> Iterator[None]:
+    """Inside, Lanczos is left aside: it works outside torch, where a tensor that has only a shape cannot go."""
+    global FULL_UP_TO
+    before, FULL_UP_TO = FULL_UP_TO, sys.maxsize
+    try:
+        yield
+    finally:
+        FULL_UP_TO = before
 
 
 def svd(W: Tensor) -> Triplets:
