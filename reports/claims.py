@@ -9,6 +9,8 @@ from reports.records import Results
 from reports.rounding import bracketed, plus_minus
 from reports.tables import EDGE, POINTS, best_method, comparisons, main_table, mean_cell, unbeaten_probe
 
+MANY = 12  # methods up to which a sentence names them all
+
 
 def opening(results: Results) -> list[str]:
     """The sentences a report opens with: what was compared, who is better, what it costs, and what weakens it."""
@@ -21,10 +23,12 @@ def opening(results: Results) -> list[str]:
 
 def _what_was_compared(results: Results) -> str:
     suite, protocol = results.suite, results.suite["protocol"]
+    points = protocol.get("points")
+    rates = "each ran at one learning rate" if points == 1 else f"the learning rate of each was chosen among {points}"
+    where = ", which the suite gives," if points == 1 else " on validation data,"
     return (
-        f"{len(results.labels)} methods were compared on {suite['benchmark']} with {suite['model']}: the learning rate "
-        f"of each was chosen among {protocol.get('points')} on validation data, and only runs with fresh seeds "
-        f"({protocol.get('seeds')} a method) on test data are reported."
+        f"{len(results.labels)} methods were compared on {suite['benchmark']} with {suite['model']}: {rates}{where} "
+        f"and only runs with fresh seeds ({protocol.get('seeds')} a method) on test data are reported."
     )
 
 
@@ -49,6 +53,9 @@ def _against_baseline(results: Results) -> str:
     if not verdicts:
         return ""
     groups = {v: [name for name in verdicts if verdicts[name] == v] for v in ("better", "worse", "not separated")}
+    if len(groups["not separated"]) == len(verdicts) > MANY:
+        none = f"None of the other {len(verdicts)} methods is separated from {results.baseline}"
+        return f"{none} (paired by seed, Holm-corrected at 5 %)."
     parts = [f"{listed(names)} {_be(names)} {kind}" for kind, names in groups.items() if names]
     return f"Against {results.baseline}, {'; '.join(parts)} (paired by seed, Holm-corrected at 5 %)."
 

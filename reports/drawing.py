@@ -87,7 +87,14 @@ def looks(results: Results, rows: Sequence[Json], legend: bool = True) -> tuple[
     domain = [label for label, _ in places]
     colours, shapes = ([look[place % len(look)] for _, place in places] for look in (COLOURS, SHAPES))
     key = alt.Legend(
-        orient="bottom", columns=4, title=None, labelLimit=90, symbolOpacity=1, symbolSize=80, symbolStrokeWidth=2
+        orient="bottom",
+        columns=4,
+        title=None,
+        labelLimit=90,
+        symbolLimit=0,
+        symbolOpacity=1,
+        symbolSize=80,
+        symbolStrokeWidth=2,
     )
     return (
         alt.Color("method:N", scale=alt.Scale(domain=domain, range=colours), legend=key if legend else None),

@@ -16,6 +16,7 @@ from reports.tables import POINTS, mean_cell
 
 CROSS = "M-0.8,-0.8L0.8,0.8M-0.8,0.8L0.8,-0.8"  # drawn, not a character: fonts differ in what they have
 GAP = 0.02  # share of the axis between two methods in the score figure
+MANY = 12  # methods up to which they can stand side by side at one parameter count without leaving their places
 
 
 def figures(results: Results) -> dict[str, Figure]:
@@ -25,8 +26,10 @@ def figures(results: Results) -> dict[str, Figure]:
 
 
 def score_figure(results: Results) -> Figure | None:
-    """Accuracy with its interval against the number of trainable parameters (logarithmic)."""
+    """Accuracy with its interval against the number of trainable parameters (logarithmic); of many, a row a method."""
     scored = [_score_datum(results, label) for label in results.labels if results.outcomes(label)]
+    if len(scored) > MANY:
+        return _ranked_figure(results, scored)
     rows = [row for row in scored if row["parameters"] is not None]
     counted = _side_by_side([row for row in rows if row["parameters"]])
     if not counted:
@@ -50,6 +53,30 @@ def score_figure(results: Results) -> Figure | None:
     said = "; ".join(f"{row['method']} {row['accuracy']} points with {row['parameters']:,} parameters" for row in rows)
     words = f"Accuracy against trainable parameters: {said}."
     return compose("score", "Score against parameters", caption, words, layers)
+
+
+def _ranked_figure(results: Results, rows: list[dict[str, Any]]) -> Figure:
+    """A row a method, best mean first; the baseline's mean is dotted."""
+    ordered = [row["method"] for row in sorted(rows, key=lambda row: -row["value"])]
+    x = alt.X("value:Q", title="accuracy (points)", scale=alt.Scale(zero=False, padding=14))
+    y = alt.Y("method:N", title=None, sort=ordered, axis=alt.Axis(labelLimit=140, ticks=False, domain=False))
+    colour, shape = looks(results, rows, legend=False)
+    points = alt.Chart(inline(rows))
+    baseline = [row for row in rows if row["method"] == plain(results.baseline)]
+    layers = [
+        alt.Chart(inline(baseline)).mark_rule(color="currentColor", strokeDash=[2, 3], opacity=0.6).encode(x=x),
+        points.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=""), x2="high:Q", y=y, color=colour),
+        points.mark_point(filled=True, size=80, opacity=1).encode(
+            x=x, y=y, color=colour, shape=shape, tooltip=["method:N", "parameters:Q", "accuracy:N"]
+        ),
+    ]
+    caption = (
+        f"Mean test accuracy with 95 % t-intervals over seeds, best mean first; that of {plain(results.baseline)} is "
+        "dotted. An order of means is not a ranking: the table says which differences are beyond their interval."
+    )
+    said = "; ".join(f"{row['method']} {row['accuracy']} points" for row in rows)
+    height = max(160, 22 * len(rows))
+    return compose("score", "Score", caption, f"Accuracy of each method: {said}.", layers, height)
 
 
 def _score_datum(results: Results, label: str) -> dict[str, Any]:
@@ -94,7 +121,7 @@ def rates_figure(results: Results) -> Figure | None:
         for r in runs
         if (score := r.score("accuracy")) is not None
     ]
-    if not rows:
+    if not rows or len(runs) == len({run.label for run in runs}):  # nothing was chosen among single rates
         return None
     lowest = min(row["value"] for row in rows)
     lost = [{"method": plain(r.label), "rate": r.lr, "value": lowest} for r in runs if r.status == "diverged"]

@@ -18,7 +18,7 @@ def protocol(results: Results) -> list[tuple[str, str]]:
     return [
         ("Model", plain(str(suite.get("model", "")))),
         ("Benchmark", plain(str(suite.get("benchmark", "")))),
-        ("Adapted modules", plain(", ".join(map(str, suite.get("where", ()))))),
+        ("Adapted modules", plain("; ".join(_places(suite)))),
         (
             "Learning-rate grid",
             f"{grid.get('points')} points, {grid.get('per_decade')} per decade, LoRA's centre {grid.get('lr')}",
@@ -67,3 +67,10 @@ def _flat(value: Json, prefix: str = "") -> dict[str, str]:
 
 def _joined(values: Iterable[Any]) -> str:
     return ", ".join(dict.fromkeys(str(value) for value in values if value != "" and value is not None))
+
+
+def _places(suite: Json) -> list[str]:
+    """The patterns of the suite, then those of methods that have their own."""
+    own = [(entry["label"], entry["where"]) for entry in suite.get("methods", ()) if entry.get("where")]
+    everywhere = ", ".join(map(str, suite.get("where", ())))
+    return [everywhere, *(f"{label}: {', '.join(map(str, where))}" for label, where in own)]
