@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.spec import Unusable
+from evaluation.templates import write_variant
 from tests.evaluation.tiny import ROOT, make_model, make_suite, measured, svdbench
 
 
@@ -89,15 +91,13 @@ def test_the_template_conforms_and_its_test_passes(tmp_path: Path) -> None:
     ],
 )
 def test_a_template_is_not_written_over_anything(tmp_path: Path, name: str, message: str) -> None:
-    done = svdbench("new-variant", name, "--folder", tmp_path)
-    assert done.returncode == 2
-    assert message in done.stderr
+    with pytest.raises(Unusable, match=message):
+        write_variant(name, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text("mine")
-    done = svdbench("new-variant", "mine", "--folder", tmp_path)
-    assert done.returncode == 2
-    assert "exists already: nothing was written" in done.stderr
+    with pytest.raises(Unusable, match="exists already: nothing was written"):
+        write_variant("mine", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["test_mine.py"]

@@ -435,6 +435,5 @@ CHECKS: tuple[Check, ...] = (
     decay_leads_to_the_base,
     rows_do_not_mix,
     training_trains,
-    promises_hold_in_training,
 )
-SLOW_CHECKS: tuple[Check, ...] = (compiles_whole,)  # once for each setting of a method
+SLOW_CHECKS: tuple[Check, ...] = (promises_hold_in_training, compiles_whole)  # once for each setting of a method
