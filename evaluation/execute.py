@@ -72,8 +72,10 @@ class Workbench:
 
     def sample(self, variant: Variant, where: tuple[str, ...]) -> Statistics:
         """What a method needs to be tried out: statistics of made-up tokens; empty where it needs none."""
-        rows = 64 if variant.needs else 1  # enough that a layer's inputs vary in more directions than there are ranks
-        batch = random_batch(rows, 16, self.base.encoder, classes=2).to(self.device)
+        if not variant.needs:
+            return {}
+        # Enough tokens that a layer's inputs vary in more directions than there are ranks.
+        batch = random_batch(64, 16, self.base.encoder, classes=2).to(self.device)
         model = Classifier(self.base.encoder, self.base.hidden, 2, seed=0).to(self.device)
         return calibrate(model, where, variant.needs, [batch])
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import hashlib
+import importlib.util
 import inspect
 import sys
 import sysconfig
@@ -229,7 +230,7 @@ def source_digest(cls: type[Variant]) -> str:
         if issubclass(c, Variant) and c is not Variant:
             _collect(inspect.getmodule(c), modules)
     release = f"release = {getattr(cls, 'release', '')!r}"  # of the library whose method it is
-    return _digest_of_sources([release, *(inspect.getsource(module) for module in modules.values())])
+    return _digest_of_sources([release, *map(_source, modules.values())])
 
 
 def _collect(module: ModuleType | None, found: dict[str, ModuleType]) -> None:
@@ -238,13 +239,26 @@ def _collect(module: ModuleType | None, found: dict[str, ModuleType]) -> None:
     if module is None or module.__name__ in found:
         return
     found[module.__name__] = module
-    for node in ast.walk(ast.parse(inspect.getsource(module))):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-        for name in names:
+    for node in ast.walk(ast.parse(_source(module))):
+        for name in _imported(node, module.__package__ or ""):
             imported = sys.modules.get(name)
             if imported is not None and _is_of_the_user(imported):
                 _collect(imported, found)
+
+
+def _source(module: ModuleType) -> str:
+    file = module.__file__
+    return inspect.getsource(module) if file is None or Path(file).stat().st_size else ""  # inspect finds none if empty
+
+
+def _imported(node: ast.AST, package: str) -> list[str]:
+    """Absolute names of the modules that an import statement may mean: of ``from a import b`` both a and a.b."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    stem = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+    return [stem, *(f"{stem}.{alias.name}" for alias in node.names)]
 
 
 def _is_of_the_user(module: ModuleType) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from variants.core import FrozenProduct, Init, LoRAPair, Refused, Tensors, Variant, register
+from variants.core.targets import matches
 
 
 @register("ia3")
@@ -30,7 +30,7 @@ class IA3(Variant):
 
     def allocate(self, shapes: Mapping[str, tuple[int, int]], stats: Mapping[str, Tensors]) -> Mapping[str, Variant]:
         patterns = [pattern.strip() for pattern in self.feedforward.split(",") if pattern.strip()]
-        hits = {pattern: [path for path in shapes if fnmatchcase(f".{path}", f"*.{pattern}")] for pattern in patterns}
+        hits = {pattern: [path for path in shapes if matches(pattern, path)] for pattern in patterns}
         if lost := [pattern for pattern, paths in hits.items() if not paths]:
             raise Refused(f"feedforward {lost[0]!r} matches none of the adapted layers: {', '.join(shapes)}")
         inner = {path for paths in hits.values() for path in paths}

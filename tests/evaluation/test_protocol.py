@@ -410,3 +410,28 @@ def test_the_digest_covers_what_a_plugin_imports_of_its_own(tmp_path, monkeypatc
         digests.append(source_digest(method("with_helper")))
     assert digests[0] != digests[1]
     assert digests[0] == digests[2]
+
+
+@pytest.mark.parametrize(
+    "statement", ["from .helper import FACTOR", "from . import helper", "from own_pack import helper"]
+)
+def test_the_digest_covers_the_package_of_a_plugin(tmp_path, monkeypatch, statement):
+    package = tmp_path / "own_pack"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "mine.py").write_text(
+        f"{statement}\nfrom variants.core import register\n"
+        + SOURCE.format(more="").replace("@dataclass", "@register('in_a_package')\n@dataclass")
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    digests = []
+    for factor in (1, 2):
+        monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+        registry._METHODS.pop("in_a_package", None)
+        (package / "helper.py").write_text(f"FACTOR = {factor}\n")
+        for name in ("own_pack", "own_pack.mine", "own_pack.helper"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        load_plugins(["own_pack.mine"])
+        digests.append(source_digest(method("in_a_package")))
+    assert digests[0] != digests[1]
