@@ -11,7 +11,9 @@ import report_samples as samples
 
 from reports.claims import opening
 from reports.figures import figures
+from reports.page import page
 from reports.records import Results, load
+from reports.write import all_tables
 
 COPIES = [f"lora of rank {rank}" for rank in range(16, 26)]
 
@@ -79,3 +81,10 @@ def test_sentences_do_not_list_dozens(results: Results) -> None:
 
 def test_a_method_on_layers_of_its_own_keeps_its_records(results: Results) -> None:
     assert len(results.of(COPIES[0], "final")) == 2
+
+
+def test_the_page_names_what_it_draws(results: Results) -> None:
+    written = page(results, opening(results), all_tables(results), figures(results), {"score": "<svg></svg>"})
+    assert "<h2>Score</h2>" in written
+    assert "it takes runs at more than one rate a method" in written
+    assert "Score against parameters" not in written
