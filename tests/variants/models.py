@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2Model
 
 import variants  # noqa: F401  registers the methods
-from variants.core import Init, LoRAPair, Tensors, Variant, create, method, project
-from variants.core.cases import Layer, conv1d, linear
+from variants.core import Init, LoRAPair, Tensors, Variant, activate, create, method, project, rows
+from variants.core.cases import Layer, close, conv1d, linear
 from variants.core.host import Host, hosts
 from variants.core.interface import FrozenProduct
 from variants.lora import LoRA
@@ -192,3 +192,14 @@ def train(model: nn.Module, x: Tensor, steps: int = 3) -> None:
         optim.zero_grad()
         model(x).float().square().mean().backward()
         optim.step()
+
+
+def assert_rows_go_alone(model: nn.ModuleDict, names: list[str | None], tol: float) -> None:
+    """Each row of a mixed batch comes out as it does by itself through its own adapter."""
+    for lead in ((), (2,), (0,)):
+        x = batch(len(names), *lead)
+        with rows(model, names):
+            mixed = model["layer"](x)
+        for i, name in enumerate(names):
+            activate(model, name)
+            close(mixed[i], model["layer"](x[i : i + 1])[0], tol, f"row {i} through {name}")

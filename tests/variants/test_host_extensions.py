@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.variants.models import LAYERS, batch, dense_weights, fingerprint, net, train
+from tests.variants.models import LAYERS, assert_rows_go_alone, batch, dense_weights, fingerprint, net, train
 from variants.adapter import BottleneckAdapter
 from variants.core import (
     Init,
@@ -152,12 +152,7 @@ def test_a_bottleneck_together_adds_what_it_does_to_the_bases_output(layer: Laye
 def test_rows_of_every_kind(layer: Layer) -> None:
     model = moved(layer).eval()
     names = ["neck", None, "ia3", "vera", "neck", "pissa", "lora", None, "ia3"]
-    for x in (batch(9), batch(9, 2), batch(9, 0)):
-        with rows(model, names):
-            mixed = model["layer"](x)
-        for i, name in enumerate(names):
-            activate(model, name)
-            close(mixed[i], model["layer"](x[i : i + 1])[0], 1e-10, f"row {i} through {name}")
+    assert_rows_go_alone(model, names, 1e-10)
 
 
 def test_gradients_of_a_scaled_bias_together_and_row_by_row() -> None:

@@ -12,6 +12,7 @@ from tests.variants.models import (
     LAYERWISE,
     Gated,
     Mirrored,
+    assert_rows_go_alone,
     batch,
     by_name,
     dense_weights,
@@ -131,12 +132,7 @@ def test_rows_go_their_own_ways(layer: Layer) -> None:
     model, _, _ = four(layer)
     model.eval()
     names_of_rows = ["pissa", None, "lora", "stiefel", "pissa", "dora", None]
-    for x in (batch(7), batch(7, 2), batch(7, 0)):
-        with rows(model, names_of_rows):
-            mixed = model["layer"](x)
-        for i, name in enumerate(names_of_rows):
-            activate(model, name)
-            close(mixed[i], model["layer"](x[i : i + 1])[0], 1e-12, f"row {i} through {name}")
+    assert_rows_go_alone(model, names_of_rows, 1e-12)
 
 
 def test_rows_leave_the_choice_as_it_was_and_nest() -> None:
