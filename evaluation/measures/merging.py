@@ -16,6 +16,7 @@ from evaluation.spec import Merging
 from evaluation.training import Classifier, logits
 from variants.core import Variant, merged, trainable_parameters
 from variants.core.host import hosts
+from variants.core.rounding import Rounding
 
 
 def merging(
@@ -124,5 +125,5 @@ def stored_merged(encoder: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     trained = {
         p: through(p, dtype) for path, p in trainable_parameters(encoder).items() if ".adapter." not in f".{path}"
     }
-    with merged(encoder, dtype), swapped(trained):
+    with merged(encoder, Rounding(str(dtype)[6:])), swapped(trained):  # type: ignore[arg-type]
         yield

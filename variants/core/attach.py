@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from variants.core.attachment import (
     Attachment,
-    attachment_of,
     check_known,
     forget,
     required_unmerged,
-    start,
 )
 from variants.core.cache import not_kept
-from variants.core.host import Adapter, Host, Shared, Switch, host_class, hosts, original_weight, own, shape_of
+from variants.core.host import Adapter, Host, Shared, hosts, original_weight, own, shape_of
 from variants.core.interface import Init, Refused, Tensors, Variant
 from variants.core.linalg import full_precision, raised
+from variants.core.placing import check_company, check_name, check_pair, device_of, place
+from variants.core.rounding import EXACT, Rounding
 from variants.core.targets import matching_layers
 
 
@@ -53,44 +51,30 @@ def attach(
         Refused: a pattern matches nothing, a layer has no host or is read by somebody else, a statistic is missing, or
             the method cannot work on a layer. The model is then as it was.
     """
-    _check_name(model, variant, name)
+    check_name(model, variant, name)
     if not 0.0 <= dropout < 1.0:
         raise Refused(f"dropout is a probability from 0 to below 1, not {dropout}")
     chosen = _chosen(model, variant, where, stats or {})
     inits = {path: _init(model, local, path, seed, (stats or {}).get(path)) for path, local in chosen.items()}
     shared = _shared(model, variant, list(chosen), seed)
     adapters = {
-        path: Adapter(chosen[path], init, shared, dropout, _device(model, path)) for path, init in inits.items()
+        path: Adapter(chosen[path], init, shared, dropout, device_of(model, path)) for path, init in inits.items()
     }
     for path, adapter in adapters.items():
         module = model.get_submodule(path)
-        _check_company(path, module)
+        check_company(path, module)
         adapter.pair_form = inits[path].base is not None and _needs_pair_form(module, adapter)
-    # Nothing has been changed so far, and nothing is refused from here on.
-    record = attachment_of(model) or start(model)
-    for path, adapter in adapters.items():
-        host = _as_host(model.get_submodule(path), record.switch)
-        host.unrebase()
-        base = inits[path].base
-        if base is not None and not adapter.pair_form:
-            host.rebase(base, adapter)
-        host.adapter[name] = adapter.train(host.training)
-    for path, parameter in model.named_parameters():
-        if path in record.requires_grad and variant.trains_base(path):
-            record.trained_base[path] = parameter.detach().clone()
-            parameter.requires_grad_(True)
-    record.variants[name] = variant
-    record.switch.active = {name: 1.0}
-    return list(adapters)
+    return place(model, variant, adapters, {path: init.base for path, init in inits.items()}, name)
 
 
-def detach(model: nn.Module, *, merge: bool, name: str | None = None) -> None:
+def detach(model: nn.Module, *, merge: bool, name: str | None = None, rounding: Rounding = EXACT) -> None:
     """Takes adapters off: merged into the base, or leaving the base bit for bit as it was.
 
     Args:
         merge: writes the effective weight of the active adapters into the base, rounded once to its dtype. All
             adapters are then removed.
         name: with ``merge=False``, the one adapter to remove; None removes all.
+        rounding: what the merged weights go through before they are stored.
 
     Raises:
         Refused: nothing is attached under that name, or an active method cannot be merged; nothing changes then.
@@ -101,7 +85,7 @@ def detach(model: nn.Module, *, merge: bool, name: str | None = None) -> None:
     if name is not None:
         check_known(record, [name])
     if merge:
-        merged = {path: (host.effective_weight(), host.effective_bias()) for path, host in hosts(model).items()}
+        merged = {path: rounding.of_layer(h.effective_weight(), h.effective_bias()) for path, h in hosts(model).items()}
     last = name is None or set(record.variants) == {name}
     for path, host in hosts(model).items():
         if merge or last or _carries(host, name):
@@ -118,30 +102,6 @@ def detach(model: nn.Module, *, merge: bool, name: str | None = None) -> None:
     assert name is not None
     del record.variants[name]
     record.switch.active.pop(name, None)
-
-
-def _stands_alone(variant: Variant, record: Attachment) -> bool:
-    """Whether a method cannot share the base: it has no tensors to switch, or changes the base for all the others."""
-    return variant.trains != "layers" or any(variant.trains_base(path) for path in record.requires_grad)
-
-
-def _check_name(model: nn.Module, variant: Variant, name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or hasattr(nn.ModuleDict(), name):
-        raise Refused(f"{name!r} cannot name an adapter: use letters, digits, - and _, and no name of a dict method")
-    record = attachment_of(model)
-    switch = None if record is None else record.switch
-    if any(host.switch is not switch for host in hosts(model).values()) or any(
-        attachment_of(module) for module in model.modules() if module is not model
-    ):
-        raise Refused("adapters were attached to another module above or below this one: pass that module")
-    if record is None:
-        return
-    required_unmerged(model)
-    if name in record.variants:
-        raise Refused(f"an adapter called {name!r} is attached already: detach it, or choose another name")
-    loners = [v for v in (variant, *record.variants.values()) if _stands_alone(v, record)]
-    if loners:
-        raise Refused(f"{loners[0].name} trains the model itself, or nothing of it: it cannot live beside an adapter")
 
 
 def _chosen(
@@ -186,7 +146,7 @@ def _shared(model: nn.Module, variant: Variant, paths: list[str], seed: int) -> 
         return Shared({})
     dtype = raised(original_weight(model.get_submodule(paths[0]))).dtype
     drawn = variant.shared([shape_of(model.get_submodule(path)) for path in paths], layer_rng(seed, ""))
-    return Shared({name: own(tensor.to(dtype), _device(model, paths[0])) for name, tensor in drawn.items()})
+    return Shared({name: own(tensor.to(dtype), device_of(model, paths[0])) for name, tensor in drawn.items()})
 
 
 def layer_rng(seed: int, path: str) -> torch.Generator:
@@ -195,41 +155,13 @@ def layer_rng(seed: int, path: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def _device(model: nn.Module, path: str) -> torch.device:
-    return cast(Tensor, model.get_submodule(path).weight).device
-
-
-def _check_company(path: str, module: nn.Module) -> None:
-    """Raises Refused if a newcomer would take the residual base from a method that cannot do without it."""
-    if isinstance(module, Host) and module.is_rebased:
-        for name in module.adapter:
-            _check_pair(module.carried(name), f"{path} carries {name!r}", module.original_dense())
-
-
 def _needs_pair_form(module: nn.Module, adapter: Adapter) -> bool:
     """Whether a method that replaces the base must leave it alone here: it has company, or part of its input drops out
     (which would drop part of the pretrained function)."""
     if not isinstance(module, Host) and not adapter.dropout:
         return False
-    _check_pair(adapter, "here it has company or dropout", original_weight(module))
+    check_pair(adapter, "here it has company or dropout", original_weight(module))
     return True
-
-
-def _check_pair(adapter: Adapter, where: str, W: Tensor) -> None:
-    if adapter.variant.as_lora(raised(W.detach()), adapter.tensors()) is None:
-        raise Refused(
-            f"{adapter.variant.name} replaces the base and has no exact low-rank form: attach it alone, without "
-            f"dropout ({where})"
-        )
-
-
-def _as_host(module: nn.Module, switch: Switch) -> Host:
-    if not isinstance(module, Host):
-        module.__class__ = host_class(type(module))  # type: ignore[assignment]
-        host = cast(Host, module)
-        host.adapter = nn.ModuleDict().train(host.training)
-        host.switch = switch
-    return cast(Host, module)
 
 
 def _carries(host: Host, name: str | None) -> bool:

@@ -5,36 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from variants.core.attachment import check_known, required_unmerged
 from variants.core.host import Host, hosts
 from variants.core.interface import LayerState, Refused
+from variants.core.rounding import EXACT, Rounding
 
 
 @contextmanager
-def merged(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
+def merged(model: nn.Module, rounding: Rounding = EXACT) -> Iterator[None]:
     """Inside, the active adapters are merged into the weights; afterwards these are what they were, bit for bit.
 
     Args:
-        dtype: round what is merged through this precision, as a checkpoint in it would; None keeps the layer's own.
+        rounding: what the merged weights go through on the way, as in a checkpoint of another precision.
 
     Raises:
         Refused: an active method cannot be merged, or the model is inside ``merged`` already.
     """
     record = required_unmerged(model)
 
-    def rounded(tensor: Tensor) -> Tensor:
-        return tensor if dtype is None else tensor.to(dtype)
-
-    effective = [(host, host.effective_weight(), host.effective_bias()) for host in hosts(model).values()]
+    effective = [(h, *rounding.of_layer(h.effective_weight(), h.effective_bias())) for h in hosts(model).values()]
     kept: list[tuple[Host, nn.Parameter, nn.Parameter | None]] = []
     try:
         for host, W, b in effective:
-            kept.append((host, host.replace_weight(rounded(W)), host.bias))
+            kept.append((host, host.replace_weight(W), host.bias))
             if b is not None:
-                host.bias = nn.Parameter(rounded(b).to(host.bias.dtype), requires_grad=False)
+                host.bias = nn.Parameter(b.to(host.bias.dtype), requires_grad=False)
         record.switch.merged = True
         yield
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import nn
 
@@ -27,17 +27,34 @@ def matching_layers(model: nn.Module, where: str | Sequence[str]) -> list[str]:
     patterns = [where] if isinstance(where, str) else list(where)
     if not patterns:
         raise Refused("no pattern says where the adapter goes: write 'all' for every layer that has a host")
-    inside = tuple(f"{path}." for path in hosts(model))  # adapters on adapters: no
-    modules = {path: module for path, module in model.named_modules() if path and not path.startswith(inside)}
+    modules = _modules(model)
     chosen: dict[str, nn.Module] = {}
     for pattern in patterns:
         hit = {p: m for p, m in modules.items() if _selects(pattern, p, m)}
         if not hit:
             raise Refused(f"{pattern!r} matches no layer; layers of this model: {', '.join(_layer_names(modules))}")
         chosen |= hit
-    for path, module in chosen.items():
-        _check_hostable(modules | {"": model}, path, module)
-    return [path for path in modules if path in chosen]
+    return hostable_layers(model, chosen)
+
+
+def hostable_layers(model: nn.Module, paths: Collection[str]) -> list[str]:
+    """The given paths in model order.
+
+    Raises:
+        Refused: the model has no such module, or it cannot carry an adapter.
+    """
+    modules = _modules(model)
+    if absent := [path for path in paths if path not in modules]:
+        raise Refused(f"the model has no layer {absent[0]!r}; layers of it: {', '.join(_layer_names(modules))}")
+    for path in paths:
+        _check_hostable(modules | {"": model}, path, modules[path])
+    return [path for path in modules if path in paths]
+
+
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module but the model itself and what belongs to adapters."""
+    inside = tuple(f"{path}." for path in hosts(model))  # adapters on adapters: no
+    return {path: module for path, module in model.named_modules() if path and not path.startswith(inside)}
 
 
 def _selects(pattern: str, path: str, module: nn.Module) -> bool:

@@ -1,0 +1,96 @@
+"""What a weight becomes when it is stored in fewer bits: half precisions, int8 and NF4; to nearest, or by chance.
+
+All of it happens in full precision: a rounded tensor holds numbers which the format can hold, in the tensor's own
+dtype, so that what is lost can be measured without the kernels of one machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Format = Literal["float32", "bfloat16", "float16", "int8", "nf4"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+BLOCK = 64  # weights that share a scale in NF4, along a row (QLoRA, arXiv 2305.14314)
+# The 16 quantiles of a standard normal distribution, scaled to [-1, 1], with an exact zero (ibid., appendix E).
+NF4_LEVELS = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
+    *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
+    *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """A format, and how to get there.
+
+    Args:
+        format: None leaves every number as it is. In int8 every row has a scale (its largest magnitude is 127), in NF4
+            every block of 64 numbers along a row; scales are not quantised again. Biases are not quantised.
+        rng: round up or down by chance, with the number itself as the expected value; None rounds to nearest.
+    """
+
+    format: Format | None = None
+    rng: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        if self.format is not None and self.format not in FORMATS:
+            raise ValueError(f"no format {self.format!r}: there are {', '.join(FORMATS)}")
+
+    @property
+    def quantises(self) -> bool:
+        """Whether only the weights of linear layers are stored so, as quantised models do."""
+        return self.format in ("int8", "nf4")
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """The tensor's numbers, rounded; of a matrix (out, in) where the format has scales.
+
+        Numbers beyond float16's range become infinite, as they do when they are stored.
+        """
+        if self.format is None:
+            return tensor
+        if self.format == "int8":
+            return _scaled(tensor, tensor.shape[-1], torch.arange(-127, 128, dtype=torch.float64) / 127, self.rng)
+        if self.format == "nf4":
+            return _scaled(tensor, BLOCK, torch.tensor(NF4_LEVELS, dtype=torch.float64), self.rng)
+        return _narrowed(tensor, getattr(torch, self.format), self.rng)
+
+    def of_layer(self, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """A layer's weight (out, in) and bias (out,), as stored."""
+        return self(W), b if b is None or self.quantises else self(b)
+
+
+EXACT = Rounding()
+
+
+def _narrowed(tensor: Tensor, dtype: torch.dtype, rng: torch.Generator | None) -> Tensor:
+    nearest = tensor.to(dtype)
+    if rng is None:
+        return nearest.to(tensor.dtype)
+    limit = torch.full_like(nearest, torch.inf)
+    below = torch.where(nearest.to(tensor.dtype) > tensor, torch.nextafter(nearest, -limit), nearest)
+    low, high = below.to(tensor.dtype), torch.nextafter(below, limit).to(tensor.dtype)
+    held = ~nearest.isfinite() | (nearest.to(tensor.dtype) == tensor)
+    return torch.where(held, nearest.to(tensor.dtype), _by_chance(tensor, low, high, rng))
+
+
+def _scaled(W: Tensor, block: int, levels: Tensor, rng: torch.Generator | None) -> Tensor:
+    """Rounds to ``levels`` (sorted, in [-1, 1]) times the largest magnitude of each block along a row."""
+    rows, width = W.shape
+    levels = levels.to(W.device, W.dtype)
+    padded = torch.nn.functional.pad(W, (0, -width % block)).unflatten(1, (-1, block))
+    scale = padded.abs().amax(-1, keepdim=True)
+    x = padded / torch.where(scale > 0, scale, 1.0)
+    above = torch.searchsorted(levels, x.contiguous()).clamp(1, len(levels) - 1)
+    low, high = levels[above - 1], levels[above]
+    chosen = torch.where(x - low <= high - x, low, high) if rng is None else _by_chance(x, low, high, rng)
+    return (chosen * scale).flatten(1)[:, :width].reshape(rows, width)
+
+
+def _by_chance(x: Tensor, low: Tensor, high: Tensor, rng: torch.Generator) -> Tensor:
+    """``low`` or ``high``, with the expected value x."""
+    drawn = torch.rand(x.shape, generator=rng, dtype=x.dtype, device=rng.device).to(x.device)
+    return torch.where(drawn < (x - low) / (high - low), high, low)
