@@ -26,6 +26,7 @@ class SVFT(SingularCore):
 
     paper = "arXiv 2405.19597"
     size = "band"
+    indices = ("places",)
     lr_ratio = 10.0  # the paper's 1e-3 to 5e-3 (5e-2 for plain), against 1e-4 to 4e-4 for LoRA
     band: Whole = 8
     pattern: Literal["banded", "plain", "random", "top_k"] = "banded"

@@ -1,6 +1,7 @@
 """The adapter interface: what a method is, and how it gets onto a model."""
 
 from variants.core.attach import attach as attach, detach as detach
+from variants.core.files import load as load, save as save
 from variants.core.host import HOSTS as HOSTS
 from variants.core.interface import (
     STATISTICS as STATISTICS,

@@ -98,6 +98,7 @@ class Variant:
     constraint: ClassVar[str] = ""  # what training holds, or draws towards, in a few words for people
     orthonormal: ClassVar[tuple[str, ...]] = ()  # trained factors whose columns (rows, if wide) a penalty draws
     no_weight_decay: ClassVar[tuple[str, ...]] = ()  # trained tensors which decay would pull off what they mean
+    indices: ClassVar[tuple[str, ...]] = ()  # frozen tensors of whole numbers, such as places; all others hold floats
     tolerance: ClassVar[float] = 1.0  # factor on the tolerances of the conformance suite
     expected_failures: ClassVar[Mapping[str, str]] = {}  # check of the conformance suite -> why it does not hold
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from variants.core.host import Adapter, Shared, original_weight, own
 from variants.core.interface import Init, Refused, Tensors, Variant, project
 from variants.core.linalg import full_precision, raised
-from variants.core.placing import check_company, check_name, device_of, place
+from variants.core.placing import check_company, check_name, place
+from variants.core.storage import FLOATS, INDICES
 from variants.core.targets import hostable_layers
 
 
@@ -46,53 +48,62 @@ def restore(
     if not paths:
         raise Refused("there is no layer to put the adapter on")
     weights = {path: original_weight(model.get_submodule(path)).detach() for path in paths}
-    device = device_of(model, paths[0])
-    common = Shared({key: own(tensor, device) for key, tensor in _precise(shared or {}, weights[paths[0]]).items()})
+    with _explained(variant, "its layers together"):
+        common = Shared(_owned(variant, shared or {}, weights[paths[0]]))
     adapters: dict[str, Adapter] = {}
     for path, W in weights.items():
         local, init = layers[path]
-        fitting = Init(train=_precise(init.train, W), frozen=_precise(init.frozen, W))
-        adapter = adapters[path] = Adapter(local, fitting, common, 0.0, device_of(model, path))
-        adapter.pair_form = replaces_base
-        _check_fit(path, W, adapter)
+        with _explained(local, path):
+            fitting = Init(train=_owned(local, init.train, W), frozen=_owned(local, init.frozen, W))
+            adapter = adapters[path] = Adapter(local, fitting, common, 0.0, W.device)
+            adapter.pair_form = replaces_base
+            _check_fit(W, adapter)
         check_company(path, model.get_submodule(path))
     return place(model, variant, adapters, {}, name)
 
 
-def _precise(tensors: Tensors, W: Tensor) -> dict[str, Tensor]:
-    """Tensors as adapters on W hold them: numbers in float32 or above, indices as they are."""
+@contextmanager
+def _explained(variant: Variant, where: str) -> Iterator[None]:
+    """Turns whatever a method's code says to tensors which are not its own into a refusal."""
+    try:
+        yield
+    except Refused as error:
+        raise Refused(f"{variant.name} on {where}: {error}") from error
+    except (RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AssertionError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise Refused(f"{variant.name} on {where}: the tensors do not fit it ({reason})") from error
+
+
+def _owned(variant: Variant, tensors: Tensors, W: Tensor) -> dict[str, Tensor]:
+    """Copies as adapters on W hold them: numbers in float32 or above, indices as they are."""
     dtype = raised(W[:0]).dtype
-    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        wanted = INDICES if name in variant.indices else FLOATS
+        if tensor.dtype not in wanted:
+            raise Refused(f"{name} is {tensor.dtype}, expected {' or '.join(map(str, wanted))}")
+    return {name: own(t.to(dtype) if t.dtype in FLOATS else t, W.device) for name, t in tensors.items()}
 
 
 @torch.no_grad()
 @full_precision
-def _check_fit(path: str, W: Tensor, adapter: Adapter) -> None:
-    """Raises Refused unless the tensors obey the method's laws on a layer with this weight."""
+def _check_fit(W: Tensor, adapter: Adapter) -> None:
+    """Raises an error unless the tensors obey the method's laws on a layer with this weight."""
     variant, t, W = adapter.variant, adapter.tensors(), raised(W)
-    try:
-        variant.check(*W.shape)
-        held, wanted = sum(p.numel() for p in adapter.parameters(recurse=False)), variant.parameter_count(*W.shape)
-        if held != wanted:
-            raise Refused(f"trains {wanted} numbers on a {W.shape[0]} x {W.shape[1]} layer, the tensors hold {held}")
-        if not all(bool(tensor.isfinite().all()) for tensor in t.values()):
-            raise Refused("a number is not finite: the file is damaged, or its training diverged")
-        given, expected = _result(adapter, W, t)
-        if given.shape != expected or not bool(given.isfinite().all()):
-            raise Refused(f"the tensors give a result of shape {tuple(given.shape)}, not {tuple(expected)}")
-    except Refused as error:
-        raise Refused(f"{variant.name} on {path}: {error}") from error
-    except (
-        RuntimeError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AssertionError,
-    ) as error:  # a method's code on odd tensors
-        reason = " ".join(str(error).split())
-        raise Refused(
-            f"{variant.name} on {path}: the tensors do not fit it ({type(error).__name__}: {reason})"
-        ) from error
+    variant.check(*W.shape)
+    held, wanted = sum(p.numel() for p in adapter.parameters(recurse=False)), variant.parameter_count(*W.shape)
+    if held != wanted:
+        raise Refused(f"trains {wanted} numbers on a {W.shape[0]} x {W.shape[1]} layer, the tensors hold {held}")
+    if not all(bool(tensor.isfinite().all()) for tensor in t.values()):
+        raise Refused("a number is not finite: the file is damaged, or its training diverged")
+    if variant.indices:  # beyond the end they are an error here, and the end of the process on an accelerator
+        W, t = W.cpu(), {name: tensor.cpu() for name, tensor in t.items()}
+    given, expected = _result(adapter, W, t)
+    if given.shape != expected:
+        raise Refused(f"the tensors give a result of shape {tuple(given.shape)}, not {tuple(expected)}")
+    if not bool(given.isfinite().all()):
+        raise Refused("the tensors give a result that is not finite")
+    if (b := variant.bias(W.new_zeros(len(W)), t)).shape != W.shape[:1]:
+        raise Refused(f"the tensors give a bias of shape {tuple(b.shape)}, not {tuple(W.shape[:1])}")
 
 
 def _result(adapter: Adapter, W: Tensor, t: Tensors) -> tuple[Tensor, torch.Size]:
