@@ -97,7 +97,7 @@ def test_every_method_converts_exactly_or_refuses(name: str, case: Case) -> None
 
 
 @pytest.mark.parametrize("rank", [1, 3, 6, 9])
-@pytest.mark.parametrize("variant", [OFT(block=2), DoRA(rank=2)], ids=lambda v: v.name)
+@pytest.mark.parametrize("variant", [OFT(block=2), DoRA(rank=2), create("dense")], ids=lambda v: v.name)
 def test_a_rank_makes_a_pair_of_what_has_none(variant: Variant, rank: int) -> None:
     model = moved(variant)
     found = to_pairs(model, rank=rank)

@@ -1,4 +1,5 @@
-"""What the papers of VeRA, DeLoRA, (IA)^3, BitFit and the bottleneck adapters promise beyond the formula."""
+"""What the papers of VeRA, DeLoRA, (IA)^3, BitFit and the bottleneck adapters promise beyond the formula, and that a
+dense update is full fine-tuning of its layers."""
 
 from __future__ import annotations
 
@@ -28,6 +29,7 @@ from variants.core import (
 from variants.core.cases import Case, adapted, close, input_of, move, same_bits
 from variants.core.host import hosts
 from variants.delora import DeLoRA
+from variants.dense import Dense
 from variants.ia3 import IA3
 from variants.lora import LoRA
 from variants.vera import VeRA
@@ -399,3 +401,31 @@ def test_bottleneck_has_no_weight_to_merge() -> None:
     move(model)
     with pytest.raises(Refused, match="adapter depends on the input and has no effective weight"):
         detach(model, merge=True)
+
+
+# ---- a dense update -------------------------------------------------------------------------------------------------
+
+
+def test_a_dense_update_trains_as_the_weight_itself_does() -> None:
+    """Step by step what full fine-tuning makes of the adapted layers when nothing else trains."""
+    beside, plain, x = net(), net().requires_grad_(False), batch(5)
+    paths = attach(beside, Dense(), "up")
+    for path in paths:
+        plain.get_submodule(path).weight.requires_grad_(True)
+    for model in (beside, plain):
+        optim = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        for _ in range(3):
+            optim.zero_grad()
+            model(x).square().mean().backward()
+            optim.step()
+    for path in paths:
+        close(hosts(beside)[path].effective_weight(), plain.get_submodule(path).weight, 1e-12, path)
+
+
+def test_a_small_dense_update_survives_beside_a_half_precision_base() -> None:
+    model = adapted(Dense(), Case(2, 4, bias=False), torch.bfloat16)
+    x = torch.tensor([[1.0, -1.0, 1.0, -1.0]], dtype=torch.bfloat16)
+    with torch.no_grad():
+        host_of(model).weight.fill_(1.0)  # takes nothing below 2^-8
+        host_of(model).carried("default").tensors()["D"].copy_(2**-10 * x.float())
+    assert model(x).tolist() == [[2**-8, 2**-8]]

@@ -33,4 +33,10 @@ def ia3(W: Tensor, t: Mapping[str, Tensor], v: Any) -> Tensor:
     return W @ scaling if v.side == "input" else scaling @ W
 
 
-ORACLES: dict[str, Oracle] = {"vera": vera, "delora": delora, "ia3": ia3}
+def dense(W: Tensor, t: Mapping[str, Tensor], v: Any) -> Tensor:
+    del v
+    rows = [torch.stack([W[i, j] + t["D"][i, j] for j in range(W.shape[1])]) for i in range(W.shape[0])]
+    return torch.stack(rows)
+
+
+ORACLES: dict[str, Oracle] = {"vera": vera, "delora": delora, "ia3": ia3, "dense": dense}
