@@ -52,6 +52,7 @@ class Results:
     runs: tuple[ScoreRun, ...]
     speed: Json | None
     speed_error: str | None
+    quantised: Json | None  # storage format -> rank -> start -> errors
     records: tuple[Json, ...]
     left_out: int
     wall: Json | None
@@ -64,6 +65,23 @@ class Results:
     def probe(self) -> str | None:
         """The label of the method that trains the task head alone, if the suite has one."""
         return next((e["label"] for e in self.suite["methods"] if e["method"]["name"] == "probe"), None)
+
+    def method(self, label: str) -> Json:
+        """Name and hyperparameters of a method of the suite."""
+        return next(entry["method"] for entry in self.suite["methods"] if entry["label"] == label)
+
+    def points(self, label: str) -> int:
+        """How many learning rates the suite asks for; a method with one has no search runs."""
+        return self._own(label, "points", 1)
+
+    def seeds(self, label: str) -> int:
+        """How many final seeds the suite asks for."""
+        return self._own(label, "seeds", 0)
+
+    def _own(self, label: str, name: str, otherwise: int) -> int:
+        """What the method's entry says, else the protocol."""
+        own = next(entry.get(name) for entry in self.suite["methods"] if entry["label"] == label)
+        return int(self.suite["protocol"].get(name, otherwise) if own is None else own)
 
     @property
     def resolution(self) -> float:
@@ -100,6 +118,10 @@ class Results:
         """The merge measurement of the first final run that has one."""
         return next((r.measures["merging"] for r in self.of(label, "final") if "merging" in r.measures), None)
 
+    def starts(self, label: str) -> list[Json]:
+        """How far from the base's outputs the method begins, in every final run that has it."""
+        return [run.measures["start"] for run in self.of(label, "final") if run.measures.get("start")]
+
 
 def load(directory: Path) -> Results:
     """Everything a report needs from ``suite.json``, ``records.jsonl`` and, if it is there, ``wall.json``.
@@ -116,7 +138,7 @@ def load(directory: Path) -> Results:
     runs = [_score_run(record, suite) for record in records if record["run"]["kind"] == "score"]
     known = tuple(run for run in runs if run is not None)
     _refuse_several_rates(known, directory)
-    speed = next((record for record in reversed(records) if record["run"]["kind"] == "speed"), None)
+    speed, quantised = (_last_of(records, kind) for kind in ("speed", "quantised"))
     return Results(
         suite=suite,
         command=str(described.get("command", "")),
@@ -125,10 +147,15 @@ def load(directory: Path) -> Results:
         runs=known,
         speed=speed["measures"].get("speed") if speed else None,
         speed_error=(speed.get("error") or speed["status"]) if speed and speed["status"] != "done" else None,
+        quantised=quantised["measures"].get("quantised") if quantised else None,
         records=tuple(records),
         left_out=len(runs) - len(known),
         wall=wall,
     )
+
+
+def _last_of(records: list[dict[str, Any]], kind: str) -> dict[str, Any] | None:
+    return next((record for record in reversed(records) if record["run"]["kind"] == kind), None)
 
 
 def _json_object(path: Path) -> dict[str, Any]:
@@ -178,7 +205,8 @@ def _is_suite(suite: dict[str, Any]) -> bool:
 def _is_record(record: Any) -> bool:
     if not isinstance(record, dict) or not all(isinstance(record.get(k), dict) for k in ("run", "measures")):
         return False
-    needed = {"score": ("stage", "split", "lr", "seed", "method"), "speed": ("methods",)}.get(record["run"].get("kind"))
+    kinds = {"score": ("stage", "split", "lr", "seed", "method"), "speed": ("methods",), "quantised": ()}
+    needed = kinds.get(record["run"].get("kind"))
     return needed is not None and all(name in record["run"] for name in needed) and {"key", "status"} <= record.keys()
 
 

@@ -17,6 +17,7 @@ from reports.statistics import (
     holm,
     mean_interval,
     paired_difference,
+    paired_proportions,
     verdict,
 )
 
@@ -168,3 +169,43 @@ def test_the_best_of_equals_is_rarely_claimed():
         methods = {name: seeds(*row) for name, row in zip("abc", scores.tolist(), strict=True)}
         claims += best_beyond_interval(methods) is not None
     assert claims / 1000 <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "items", "low", "high"),
+    [
+        # Airway hyper-responsiveness, Fagerland, Lydersen and Laake (2014), Statistics in Medicine 33, 2850-2875
+        (1, 7, 21, -0.517, -0.026),
+        # nothing moved: z^2 / (n + z^2) = 3.841459 / 103.841459
+        (0, 0, 100, -0.036994, 0.036994),
+    ],
+)
+def test_paired_proportions_are_the_published_ones(gained, lost, items, low, high):
+    interval = paired_proportions(gained, lost, items)
+    assert interval.value == (gained - lost) / items
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=5e-4)
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 60))
+def test_paired_proportions_hold_their_value_and_turn_with_their_sides(gained, lost, same):
+    items = max(1, gained + lost + same)
+    there, back = paired_proportions(gained, lost, items), paired_proportions(lost, gained, items)
+    assert -1 <= there.low <= there.value <= there.high <= 1
+    assert there.low < there.high
+    assert (there.low, there.high) == pytest.approx((-back.high, -back.low), abs=1e-9)
+
+
+@pytest.mark.parametrize(("share_gained", "share_lost"), [(0.01, 0.01), (0.02, 0.05), (0.1, 0.1), (0.0, 0.03)])
+def test_paired_proportions_cover_what_they_say(share_gained, share_lost):
+    rng = np.random.default_rng(5)
+    shares = [share_gained, share_lost, 1 - share_gained - share_lost]
+    counts = rng.multinomial(200, shares, size=1500)[:, :2].tolist()
+    intervals = {pair: paired_proportions(*pair, 200) for pair in {tuple(pair) for pair in counts}}
+    hits = [intervals[g, w].low <= share_gained - share_lost <= intervals[g, w].high for g, w in counts]
+    assert 0.93 <= np.mean(hits) <= 0.985
+
+
+@pytest.mark.parametrize("counts", [(1, 1, 1), (0, 0, 0), (-1, 0, 5)])
+def test_counts_that_do_not_fit_are_refused(counts):
+    with pytest.raises(ValueError, match="give counts that fit"):
+        paired_proportions(*counts)
