@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from reports.records import Results
 from reports.rounding import bracketed, plus_minus
 from reports.tables import EDGE, POINTS, best_method, comparisons, main_table, mean_cell, unbeaten_probe
+from reports.verdicts import in_one_sentence, verdicts
+from reports.words import listed, span
 
 MANY = 12  # methods up to which a sentence names them all
 
@@ -15,21 +17,30 @@ MANY = 12  # methods up to which a sentence names them all
 def opening(results: Results) -> list[str]:
     """The sentences a report opens with: what was compared, who is better, what it costs, and what weakens it."""
     sentences = [_what_was_compared(results), _best(results), _against_baseline(results), _probe(results)]
-    sentences += [_step_time(results), _edges(results), _unscored(results), _mixed_sources(results)]
+    sentences += [_step_time(results), in_one_sentence(verdicts(results)), _edges(results), _unscored(results)]
+    sentences += [_mixed_sources(results)]
     if gaps := missing(results):
         sentences.append(f"The comparison is not complete: {'; '.join(gaps)}.")
     return [sentence for sentence in sentences if sentence]
 
 
 def _what_was_compared(results: Results) -> str:
-    suite, protocol = results.suite, results.suite["protocol"]
-    points = protocol.get("points")
-    rates = "each ran at one learning rate" if points == 1 else f"the learning rate of each was chosen among {points}"
-    where = ", which the suite gives," if points == 1 else " on validation data,"
+    suite = results.suite
+    seeds = span(map(results.seeds, results.labels))
     return (
-        f"{len(results.labels)} methods were compared on {suite['benchmark']} with {suite['model']}: {rates}{where} "
-        f"and only runs with fresh seeds ({protocol.get('seeds')} a method) on test data are reported."
+        f"{len(results.labels)} methods were compared on {suite['benchmark']} with {suite['model']}: {_rates(results)} "
+        f"and only runs with fresh seeds ({seeds} a method) on test data are reported."
     )
+
+
+def _rates(results: Results) -> str:
+    searched = [points for points in map(results.points, results.labels) if points > 1]
+    if not searched:
+        return "each ran at one learning rate, which the suite gives,"
+    single = len(results.labels) - len(searched)
+    whose = "of each" if not single else f"of {len(searched)}"
+    rest = f" ({single} ran at the one which the suite gives)" if single else ""
+    return f"the learning rate {whose} was chosen among {span(searched)} on validation data{rest},"
 
 
 def _best(results: Results) -> str:
@@ -106,16 +117,7 @@ def _mixed_sources(results: Results) -> str:
 
 def missing(results: Results) -> list[str]:
     """What the suite asks for and the records do not have, one short phrase each."""
-    protocol = results.suite["protocol"]
-    gaps: list[str] = []
-    for label in results.labels:
-        searched = {run.lr for run in results.of(label, "search")}
-        finals = {run.seed for run in results.of(label, "final") if run.status != "failed"}
-        absent = [str(seed) for seed in range(1, int(protocol.get("seeds", 0)) + 1) if seed not in finals]
-        if not finals and len(searched) < int(protocol.get("points", 1)):
-            gaps.append(f"{label} has {len(searched)} of {protocol.get('points')} learning rates and no final runs")
-        elif absent:
-            gaps.append(f"{label} lacks final seed{'s' if len(absent) > 1 else ''} {listed(absent)}")
+    gaps = [gap for label in results.labels if (gap := _missing_runs(results, label))]
     if results.suite.get("speed") and not results.speed:
         gaps.append(f"speed is not measured{f' ({results.speed_error})' if results.speed_error else ''}")
     if results.suite.get("merging"):
@@ -126,9 +128,13 @@ def missing(results: Results) -> list[str]:
     return gaps
 
 
-def listed(names: Sequence[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+def _missing_runs(results: Results, label: str) -> str:
+    searched, points = {run.lr for run in results.of(label, "search")}, results.points(label)
+    finals = {run.seed for run in results.of(label, "final") if run.status != "failed"}
+    absent = [str(seed) for seed in range(1, results.seeds(label) + 1) if seed not in finals]
+    if not finals and 1 < points > len(searched):
+        return f"{label} has {len(searched)} of {points} learning rates and no final runs"
+    return f"{label} lacks final seed{'s' if len(absent) > 1 else ''} {listed(absent)}" if absent else ""
 
 
 def _be(names: Sequence[str]) -> str:

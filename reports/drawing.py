@@ -102,12 +102,37 @@ def looks(results: Results, rows: Sequence[Json], legend: bool = True) -> tuple[
     )
 
 
+def category(field: str, domain: Sequence[str], known: Sequence[str] = ()) -> alt.Color:
+    """Colours of what is not a method, such as a format: by its place in ``known``, so it has one in every figure."""
+    order = list(dict.fromkeys([*known, *domain]))
+    colours = [COLOURS[order.index(name) % len(COLOURS)] for name in domain]
+    key = alt.Legend(orient="bottom", title=None, columns=4, symbolOpacity=1, symbolStrokeWidth=2, labelLimit=110)
+    return alt.Color(f"{field}:N", sort=domain, scale=alt.Scale(domain=domain, range=colours), legend=key)
+
+
+def dashes(field: str, domain: Sequence[str]) -> alt.StrokeDash:
+    """Solid, then dashed, then dotted lines; no legend where all are solid."""
+    key = (
+        None
+        if len(domain) < 2
+        else alt.Legend(orient="bottom", title=None, symbolStrokeColor=_INK, symbolStrokeWidth=2, symbolSize=260)
+    )
+    patterns = [[1, 0], [6, 4], [2, 3]]
+    shown = [patterns[place % len(patterns)] for place in range(len(domain))]
+    return alt.StrokeDash(f"{field}:N", sort=domain, scale=alt.Scale(domain=domain, range=shown), legend=key)
+
+
 def log_axis(field: str, title: str, values: Sequence[float], steps: Sequence[int]) -> alt.X:
     """A logarithmic axis with a label at each of ``steps`` in every decade: Vega's own labels collide when few fit."""
-    decades = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
-    ticks = [float(f"{step}e{decade}") for decade in decades for step in steps]
-    axis = alt.Axis(values=ticks, format="~s" if min(values) >= 1 else "~g", labelOverlap=True)
+    form = "~s" if min(values) >= 1 else "~g"
+    axis = alt.Axis(values=log_ticks(values, steps), format=form, labelOverlap=True)
     return alt.X(f"{field}:Q", title=title, axis=axis, scale=alt.Scale(type="log", nice=False, padding=20))
+
+
+def log_ticks(values: Sequence[float], steps: Sequence[int]) -> list[float]:
+    """``steps`` times every power of ten around the values."""
+    decades = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
+    return [float(f"{step}e{decade}") for decade in decades for step in steps]
 
 
 def inline(rows: Sequence[Json]) -> alt.InlineData:

@@ -8,9 +8,11 @@ from typing import Any
 
 import altair as alt
 
+from reports.cost_figures import latency_figure, speed_figure
 from reports.drawing import Figure, compose, inline, log_axis, looks
-from reports.records import Json, Results
-from reports.rounding import bracketed, plus_minus, rate
+from reports.merging_figures import drift_figure, quantised_figure, survival_error_figure, survival_figure
+from reports.records import Results
+from reports.rounding import plus_minus, rate
 from reports.table import plain
 from reports.tables import POINTS, mean_cell
 
@@ -20,8 +22,18 @@ MANY = 12  # methods up to which they can stand side by side at one parameter co
 
 
 def figures(results: Results) -> dict[str, Figure]:
-    """Those for which there are data, by key: ``score``, ``rates`` and ``speed``."""
-    made = (score_figure(results), rates_figure(results), speed_figure(results))
+    """Those for which there are data, by key, in the order of the page."""
+    made = (
+        score_figure(results),
+        rates_figure(results),
+        survival_figure(results),
+        survival_error_figure(results),
+        drift_figure(results),
+        quantised_figure(results),
+        speed_figure(results),
+        latency_figure(results, "token"),
+        latency_figure(results, "batch"),
+    )
     return {figure.key: figure for figure in made if figure is not None}
 
 
@@ -143,52 +155,6 @@ def rates_figure(results: Results) -> Figure | None:
     caption += "; ✕ at the bottom marks a run that diverged." if lost else "."
     said = "; ".join(f"{row['method']} {rate(row['rate'])}: {row['value']:.1f}" for row in rows)
     return compose("rates", "Learning rates", caption, f"Validation accuracy by learning rate: {said}.", layers)
-
-
-def speed_figure(results: Results) -> Figure | None:
-    """Step time as a ratio to the baseline and to the floor, with intervals."""
-    measured = (results.speed or {}).get("methods", {})
-    labels = [label for label in results.labels if label in measured]
-    if not labels:
-        return None
-    kinds = {"ratio_baseline": f"against {plain(results.baseline)}", "ratio_floor": "against the floor"}
-    rows = [_ratio_datum(label, name, measured[label][kind]) for label in labels for kind, name in kinds.items()]
-    ordered = [plain(label) for label in labels]
-    x = alt.X("value:Q", title="step time, ratio", axis=alt.Axis(tickCount=6), scale=alt.Scale(zero=False, padding=12))
-    y = alt.Y("method:N", title=None, sort=ordered, axis=alt.Axis(labelLimit=110, ticks=False, domain=False))
-    offset = alt.YOffset("against:N", sort=list(kinds.values()), scale=alt.Scale(paddingOuter=0.6))
-    colour, _ = looks(results, rows, legend=False)
-    shape = _reference_shape(list(kinds.values()))
-    ratios = alt.Chart(inline(rows))
-    layers = [
-        alt.Chart(inline([{"one": 1}]))
-        .mark_rule(color="currentColor", strokeDash=[2, 3], opacity=0.6)
-        .encode(x="one:Q"),
-        ratios.mark_rule(strokeWidth=2).encode(
-            x=alt.X("low:Q", title=""), x2="high:Q", y=y, yOffset=offset, color=colour
-        ),
-        ratios.mark_point(filled=True, size=80, opacity=1).encode(
-            x=x, y=y, yOffset=offset, color=colour, shape=shape, tooltip=["method:N", "against:N", "ratio:N"]
-        ),
-    ]
-    caption = (
-        "Median ratios of whole training steps, formed within interleaved rounds, with 95 % intervals. 1 is dotted."
-    )
-    said = "; ".join(f"{row['method']} {row['against']} {row['ratio']}" for row in rows)
-    height = max(160, 44 * len(labels))
-    return compose("speed", "Speed", caption, f"Step time ratios: {said}.", layers, height)
-
-
-def _reference_shape(references: list[str]) -> alt.Shape:
-    key = alt.Legend(orient="bottom", symbolFillColor="currentColor", symbolStrokeColor="currentColor")
-    scale = alt.Scale(domain=references, range=["circle", "diamond"])
-    return alt.Shape("against:N", title=None, sort=references, scale=scale, legend=key)
-
-
-def _ratio_datum(label: str, against: str, ratio: Json) -> dict[str, Any]:
-    median, low, high = ratio["median"], ratio["low"], ratio["high"]
-    said = bracketed(median, low, high)
-    return {"method": plain(label), "against": against, "value": median, "low": low, "high": high, "ratio": said}
 
 
 def _accuracy_axis(title: str) -> alt.Y:

@@ -13,8 +13,9 @@ from reports.drawing import Figure
 from reports.files import data_uri, inside_script, script_json, vega_libraries
 from reports.provenance import protocol, provenance
 from reports.records import Results
-from reports.render import to_csv, to_latex, to_markdown
+from reports.render import STATEMENTS, to_csv, to_latex, to_markdown
 from reports.table import Table, plain, shown
+from reports.verdicts import verdicts
 
 TEMPLATES = Path(__file__).parent / "templates"
 FORMATS = (
@@ -51,6 +52,8 @@ def page(
         suite=results.suite,
         labels=results.labels,
         sentences=sentences,
+        statements=STATEMENTS,
+        verdicts=verdicts(results),
         missing=missing(results),
         tables=tables,
         figures=figures,

@@ -7,6 +7,7 @@ from typing import Any
 
 from reports.records import Json, Results
 from reports.table import plain
+from reports.words import listed
 
 
 def protocol(results: Results) -> list[tuple[str, str]]:
@@ -14,22 +15,34 @@ def protocol(results: Results) -> list[tuple[str, str]]:
     suite, training = results.suite, results.suite.get("training") or {}
     finals = sorted({run.seed for run in results.runs if run.stage == "final"})
     searches = sorted({run.seed for run in results.runs if run.stage == "search"})
-    grid = suite["protocol"]
     return [
         ("Model", plain(str(suite.get("model", "")))),
         ("Benchmark", plain(str(suite.get("benchmark", "")))),
         ("Adapted modules", plain("; ".join(_places(suite)))),
-        (
-            "Learning-rate grid",
-            f"{grid.get('points')} points, {grid.get('per_decade')} per decade, LoRA's centre {grid.get('lr')}",
-        ),
-        ("Search", f"validation split, seed {_joined(searches)}"),
+        ("Learning-rate grid", _grid(results)),
+        ("Search", f"validation split, seed {_joined(searches)}" if searches else "none"),
         (
             "Final runs",
             f"test split, seeds {_joined(finals)}; one seed gives every method the same data order and head",
         ),
         ("Training", ", ".join(f"{plain(str(name))} {plain(str(value))}" for name, value in training.items())),
     ]
+
+
+def _grid(results: Results) -> str:
+    """One rate each, or how many; methods with their own number are grouped by it."""
+    counts: dict[int, list[str]] = {}
+    for label in results.labels:
+        counts.setdefault(results.points(label), []).append(plain(label))
+    usual = int(results.suite["protocol"].get("points", 1))
+    own = [f"{_points(n)} for {listed(labels)}" for n, labels in counts.items() if n != usual]
+    grid = results.suite["protocol"]
+    said = _points(usual) + (f", {grid.get('per_decade')} per decade" if max(counts) > 1 else "")
+    return "; ".join([f"{said}, LoRA's centre {grid.get('lr')}", *own])
+
+
+def _points(number: int) -> str:
+    return "one given rate" if number == 1 else f"{number} points"
 
 
 def provenance(results: Results) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import textwrap
+from collections.abc import Sequence
 
 import rich.box
 from rich.console import Group, RenderableType
@@ -13,7 +14,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from reports.table import Cell, Column, Table, plain, shown
+from reports.words import Verdict
 
+STATEMENTS = "Four statements about SVD-form updates"
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~$])")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _LATEX = {
@@ -59,6 +62,19 @@ def to_markdown(table: Table) -> str:
     notes = [f"{mark} {escape_markdown(note)}" for mark, note in table.used_notes]
     parts = [f"## {escape_markdown(table.title)}", "\n".join(lines), escape_markdown(table.caption), *notes]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def statements_markdown(verdicts: Sequence[Verdict]) -> list[str]:
+    """The section of the verdicts; nothing without any."""
+    if not verdicts:
+        return []
+    blocks = [
+        f"**“{escape_markdown(v.statement)}”: {escape_markdown(v.word)}.** "
+        + escape_markdown(" ".join(v.evidence))
+        + f"\n\nRule: {escape_markdown(v.rule)}"
+        for v in verdicts
+    ]
+    return ["\n\n".join([f"## {STATEMENTS}", *blocks]) + "\n"]
 
 
 def _markdown_cell(column: Column, cell: Cell) -> str:

@@ -22,6 +22,7 @@ from reports.table import (
     with_bounds,
     with_half,
 )
+from reports.words import span
 
 POINTS, MEBI = 100.0, 1 / 2**20
 EDGE, UNPAIRED, LOST = "†", "‡", "§"
@@ -176,7 +177,7 @@ def main_caption(results: Results, best: str | None, family: int) -> str:
     """How the numbers came about and what they do not say."""
     finals = [run for run in results.runs if run.stage == "final"]
     items = max((run.items or 0 for run in finals), default=0)
-    seeds = results.suite["protocol"].get("seeds")
+    seeds = span(map(results.seeds, results.labels))
     return (
         f"Test scores of {results.suite['model']} on {results.suite['benchmark']} ({items:,} items): mean over up to "
         f"{seeds} seeds with the half-width of the 95 % t-interval. The interval covers what changes with the seed "

@@ -10,12 +10,17 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from reports.claims import opening
-from reports.costs import merging_table, speed_table
+from reports.costs import latency_table, merge_cost_table, speed_table
 from reports.files import write_atomically
+from reports.merging import deployments_table, merging_full_table, merging_table
+from reports.orthogonality import orthogonality_table
 from reports.records import Results, load
-from reports.render import escape_markdown, to_csv, to_latex, to_markdown, to_rich
+from reports.render import escape_markdown, statements_markdown, to_csv, to_latex, to_markdown, to_rich
+from reports.starts import quantised_table, start_table
 from reports.table import Table, plain
 from reports.tables import main_table, methods_table, rates_table, unscored_table
+from reports.verdicts import verdicts
+from reports.weights import drift_table, factors_table
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,23 @@ def write_report(directory: Path) -> Report:
 
 def all_tables(results: Results) -> dict[str, Table]:
     """Every table that has rows, by key."""
-    makers = (main_table, merging_table, speed_table, rates_table, methods_table, unscored_table)
+    makers = (
+        main_table,
+        orthogonality_table,
+        start_table,
+        merging_table,
+        merging_full_table,
+        drift_table,
+        factors_table,
+        deployments_table,
+        quantised_table,
+        merge_cost_table,
+        latency_table,
+        speed_table,
+        rates_table,
+        methods_table,
+        unscored_table,
+    )
     made = (make(results) for make in makers)
     return {table.key: table for table in made if table is not None and table.rows}
 
@@ -65,8 +86,9 @@ def contents(results: Results, sentences: list[str], tables: dict[str, Table]) -
     drawings = {key: svg(figure) for key, figure in charts.items()}
     head = f"# {escape_markdown(str(results.suite.get('name', 'Report')))}\n\n"
     said = "".join(f"- {escape_markdown(sentence)}\n" for sentence in sentences)
+    judged = statements_markdown(verdicts(results))
     yield "report.html", page(results, sentences, tables, charts, drawings)
-    yield "table.md", "\n".join([head + said, *map(to_markdown, tables.values())])
+    yield "table.md", "\n".join([head + said, *judged, *map(to_markdown, tables.values())])
     yield "table.tex", "\n".join(map(to_latex, tables.values()))
     for key, table in tables.items():
         yield ("table.csv" if key == "main" else f"table_{key}.csv"), to_csv(table)

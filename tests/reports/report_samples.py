@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from merging_samples import FORMATS, latency, merging, quantised, spread, start
+
 Record = dict[str, Any]
 
 ITEMS = 500
@@ -41,7 +43,7 @@ def suite(labels: Iterable[str] = METHODS, seeds: int = 3) -> dict[str, Any]:
         "methods": entries,
         "training": {"steps": 60, "batch_size": 16, "head_lr": 0.01},
         "protocol": {"lr": 5e-3, "points": 3, "per_decade": 2, "seeds": seeds},
-        "merging": {"items": 200, "dtypes": ["float32", "bfloat16", "float16"]},
+        "merging": {"items": 200, "formats": list(FORMATS), "cycles": [1, 10, 100]},
         "speed": {"batch_size": 16, "tokens": 16, "warmup": 3, "rounds": 15},
     }
 
@@ -66,22 +68,6 @@ def parameters(label: str) -> dict[str, Any]:
     return stored | {"base": BASE, "share": share}
 
 
-def merging(label: str) -> dict[str, Any]:
-    errors = {"float32": 3.1e-7, "bfloat16": 0.043, "float16": 0.0058}
-    dtypes = {
-        name: {
-            "effect": 0.0 if label == "probe" else 0.62,
-            "error": None if label == "probe" else error,
-            "max_logit_change": 8 * error,
-            "flipped": min(0.02, round(error / 5, 3)),
-            "accuracy_adapted": 0.775,
-            "accuracy_merged": 0.775 if error < 0.01 else 0.77,
-        }
-        for name, error in errors.items()
-    }
-    return {"items": 200, "restored": True, "mergeable": True, "dtypes": dtypes}
-
-
 def score_record(label: str, stage: str, lr: float, seed: int, accuracy: float) -> Record:
     final = stage == "final"
     measures = {
@@ -89,8 +75,10 @@ def score_record(label: str, stage: str, lr: float, seed: int, accuracy: float) 
         "parameters": parameters(label),
         "score": score(accuracy),
     }
+    if final:
+        measures["start"] = start(label)
     if final and seed == 1:
-        measures["merging"] = merging(label)
+        measures["merging"] = merging(label, round(accuracy, 3))
     run = {
         "kind": "score",
         "stage": stage,
@@ -110,7 +98,7 @@ def score_record(label: str, stage: str, lr: float, seed: int, accuracy: float) 
 
 
 def speed_record(labels: Iterable[str] = METHODS) -> Record:
-    methods = {label: _method_speed(METHODS[label][4]) for label in labels}
+    methods = {label: _method_speed(label, METHODS[label][4]) for label in labels}
     floor = {"forward": spread(0.021), "backward": spread(0.019), "total": spread(0.040)}
     measured = {
         "threads": 1,
@@ -119,7 +107,9 @@ def speed_record(labels: Iterable[str] = METHODS) -> Record:
         "rounds": 15,
         "noise": 0.011,
         "floor": floor | {"saved_bytes": 9_000_000, "peak_bytes": 14_000_000},
-        "base_latency": spread(0.0031),
+        "base_latency": {"token": spread(0.0031), "batch": spread(0.0172)},
+        "latency_rounds": 40,
+        "latency_noise": {"token": spread(1.0, 0.012), "batch": spread(1.0, 0.008)},
         "methods": methods,
     }
     run = {
@@ -132,11 +122,7 @@ def speed_record(labels: Iterable[str] = METHODS) -> Record:
     return _record("speed", run, {"speed": measured})
 
 
-def spread(median: float, share: float = 0.03) -> dict[str, float]:
-    return {"median": median, "low": median * (1 - share), "high": median * (1 + 1.3 * share)}
-
-
-def _method_speed(ratio: float) -> dict[str, Any]:
+def _method_speed(label: str, ratio: float) -> dict[str, Any]:
     phases = {"forward": 0.022, "backward": 0.025, "optimiser": 0.002, "hooks": 0.0001, "total": 0.049}
     return {
         **{name: spread(seconds * ratio) for name, seconds in phases.items()},
@@ -145,8 +131,13 @@ def _method_speed(ratio: float) -> dict[str, Any]:
         "saved_bytes": int(1.1e7 * ratio),
         "peak_bytes": int(1.9e7 * ratio),
         "init_seconds": 0.05 * ratio,
-        "latency": {"adapted": spread(0.0036 * ratio), "merged": spread(0.0031)},
+        "latency": latency(label, ratio),
     }
+
+
+def quantised_record() -> Record:
+    run = {"kind": "quantised", "device": "cpu", "identity": IDENTITY}
+    return _record("quantised", run, {"quantised": quantised()})
 
 
 def _record(key: str, run: Record, measures: dict[str, Any]) -> Record:
@@ -160,7 +151,7 @@ def wobble(*place: int) -> float:
 
 
 def all_records(seeds: int = 3) -> list[Record]:
-    """A complete suite: three rates and ``seeds`` final seeds a method, and the speed run."""
+    """A complete suite: three rates and ``seeds`` final seeds a method, the quantised starts and the speed run."""
     records = []
     for m, (label, (_, centre, _, accuracy, _)) in enumerate(METHODS.items()):
         rates = [centre * 10 ** (k / 2) for k in (-1, 0, 1)]
@@ -170,7 +161,7 @@ def all_records(seeds: int = 3) -> list[Record]:
         for seed in range(1, seeds + 1):
             within = 0.008 * wobble(seed) + 0.004 * wobble(seed, m)  # a part that all methods share, and their own
             records.append(score_record(label, "final", rates[best], seed, accuracy + within))
-    return [*records, speed_record()]
+    return [*records, quantised_record(), speed_record()]
 
 
 def diverged(record: Record) -> Record:

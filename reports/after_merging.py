@@ -1,0 +1,167 @@
+"""What merging does to SVD-form updates, as verdicts: whether they can be merged, and whether they cost latency."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
+
+from reports.costs import INPUTS, bounds, latency_of
+from reports.merging import EXACT, accuracy_change, values
+from reports.records import Json, Results
+from reports.rounding import bracketed, significant
+from reports.tables import POINTS
+from reports.words import UNDECIDED, Verdict, named as in_words, percent
+
+MERGED = 1e-4  # error of a merge in float32, relative to the adapter's effect, up to which it is exact
+LATENCY = 0.02  # how far from the base's a latency may lie and still be the same
+LOSSY = ("bfloat16", "float16", "int8", "nf4")
+Ratio = tuple[float, float, float]  # median, low, high
+
+
+def svd_form(results: Results) -> list[str]:
+    """The methods whose update has an exact low-rank pair, which was measured."""
+    return [label for label in results.labels if (results.merging(label) or {}).get("factors")]
+
+
+def merging_verdict(results: Results) -> Verdict | None:
+    """Whether SVD-form updates can be merged, exactly in float32 and with what loss elsewhere; None if none was."""
+    exact = {label: found for label in results.labels if "error" in (found := values(results, label, EXACT))}
+    exact = {label: found for label, found in exact.items() if found["error"] is not None}
+    named = [label for label in svd_form(results) if label in exact]
+    if not named:
+        return None
+    held = [label for label in exact if _merges(results, label, exact[label])]
+    passed = sum(label in held for label in named)
+    partly = f"refuted for {passed} of {len(named)} methods" if passed else "holds"
+    return Verdict(
+        key="merging",
+        statement="An SVD-form update cannot be merged",
+        short="they cannot be merged",
+        word="refuted" if passed == len(named) else partly,
+        evidence=tuple(_merging_evidence(results, exact, named, held)),
+        rule=(
+            "Refuted for a method if in float32 the distance of the merged from the adapted logits is below "
+            f"{significant(MERGED, 1)} of the adapter's effect, and the 95 % interval of the paired difference in "
+            "accuracy includes 0."
+        ),
+    )
+
+
+def _merging_evidence(
+    results: Results, exact: Mapping[str, Json], named: Sequence[str], held: Sequence[str]
+) -> Iterator[str]:
+    yield _exact_merges(results, exact, named, held)
+    if others := [label for label in exact if label not in named]:
+        passed = sum(label in held for label in others)
+        yield f"Of the {len(others)} other methods that were merged, {passed} pass{'es' * (passed == 1)} too."
+    if lost := [said for name in LOSSY if (said := _rounding_loss(results, named, name))]:
+        yield f"What merging does lose is rounding, as a share of the effect: {'; '.join(lost)}."
+
+
+def _merges(results: Results, label: str, measured: Json) -> bool:
+    change = accuracy_change(measured, (results.merging(label) or {}).get("items", 0))
+    return measured["error"] < MERGED and change is not None and change.low <= 0 <= change.high
+
+
+def _exact_merges(results: Results, exact: Mapping[str, Json], named: Sequence[str], held: Sequence[str]) -> str:
+    worst = max(named, key=lambda label: exact[label]["error"])
+    items = max((results.merging(label) or {}).get("items", 0) for label in named)
+    widths = [(c.high - c.low) / 2 for k in named if (c := accuracy_change(exact[k], items)) is not None]
+    failing = [label for label in named if label not in held]
+    passed = len(named) - len(failing)
+    said = (
+        f"In float32, {passed} of {len(named)} methods with an exact low-rank pair pass. The largest error is "
+        f"{significant(exact[worst]['error'])} of the effect ({worst}; its logits change by "
+        f"{significant(exact[worst].get('max_logit_change') or 0.0)} at most)"
+    )
+    said += f"; accuracy is known to ±{significant(max(widths) * POINTS)} points on {items:,} items." if widths else "."
+    return said + (f" Not so: {in_words(failing, 'methods')}." if failing else "")
+
+
+def _rounding_loss(results: Results, named: Sequence[str], format: str) -> str:
+    errors = {k: e for k in named if (e := values(results, k, format).get("error")) is not None}
+    overflowed = sum(((results.merging(k) or {})["formats"].get(format) or {}).get("overflow") is True for k in named)
+    if not errors:
+        return f"{format} overflows for all {overflowed}" if overflowed else ""
+    worst = max(errors, key=lambda label: errors[label])
+    said = f"{format} {percent(median(errors.values()))} in the median, {percent(errors[worst])} at most ({worst})"
+    kept = [k for label in errors if (k := values(results, label, format).get("kept")) is not None]
+    said += f", {percent(median(kept))} of the update kept" if kept else ""
+    return said + (f", and {overflowed} overflow" if overflowed else "")
+
+
+def latency_verdict(results: Results) -> Verdict | None:
+    """Whether SVD-form updates add latency once they are merged, and what they cost before; None if not measured."""
+    named = [k for k in svd_form(results) or results.labels if any(latency_of(results, k, g, "folded") for g in INPUTS)]
+    places = [(label, given) for label in named for given in INPUTS]
+    merged = {place: ratio for place in places if (ratio := _ratio(results, *place, "merged"))}
+    if not merged:
+        return None
+    inside = [place for place, (_, low, high) in merged.items() if low >= 1 - LATENCY and high <= 1 + LATENCY]
+    slower = [place for place, (_, low, _) in merged.items() if low > max(1 + LATENCY, _noise(results, place[1]))]
+    unmerged = (_unmerged_latency(results, named, given) for given in INPUTS)
+    return Verdict(
+        key="latency",
+        statement="An SVD-form update needs an extra product and so adds latency",
+        short="they add latency",
+        word=_latency_word(len(inside), len(slower), len(merged)),
+        evidence=(_merged_latency(results, merged, len(inside), slower), *filter(None, unmerged)),
+        rule=(
+            "Refuted for merged weights if the 95 % interval of the ratio to the base's latency lies within "
+            f"±{100 * LATENCY:.0f} % of 1; not decided where it overlaps the bounds."
+        ),
+    )
+
+
+def _latency_word(inside: int, slower: int, measured: int) -> str:
+    if inside == measured:
+        return "holds only while unmerged"
+    rest = [f"{slower} slower even when merged"] if slower else []
+    rest += [f"{measured - inside - slower} undecided"] if inside + slower < measured else []
+    if not inside and not slower:
+        return UNDECIDED
+    return f"holds only while unmerged in {inside} of {measured} measurements, {', '.join(rest)}"
+
+
+def _noise(results: Results, given: str) -> float:
+    """The upper end of the base's ratio with itself."""
+    interval: Json | None = ((results.speed or {}).get("latency_noise") or {}).get(given)
+    return float(interval["high"]) if interval else 1.0
+
+
+def _ratio(results: Results, label: str, given: str, serving: str) -> Ratio | None:
+    found = latency_of(results, label, given, serving)
+    return bounds(found["ratio"]) if found else None
+
+
+def _merged_latency(
+    results: Results, merged: Mapping[tuple[str, str], Ratio], inside: int, slower: Sequence[tuple[str, str]]
+) -> str:
+    noise = (results.speed or {}).get("latency_noise") or {}
+    known = [f"{bracketed(*bounds(noise[given]))} for {name}" for given, name in INPUTS.items() if noise.get(given)]
+    said = (
+        f"Merged, the median ratio is {significant(median(value for value, _, _ in merged.values()), 3)}; {inside} of "
+        f"{len(merged)} intervals lie within the bounds"
+    )
+    said += f" (the base against itself: {' and '.join(known)})." if known else "."
+    names = [f"{label} for {INPUTS[given]}" for label, given in slower]
+    return said + (f" Slower: {in_words(names, 'measurements')}." if slower else "")
+
+
+def _unmerged_latency(results: Results, named: Sequence[str], given: str) -> str:
+    said = []
+    for serving in ("adapted", "folded"):
+        ratios = {label: ratio for label in named if (ratio := _ratio(results, label, given, serving))}
+        if ratios:
+            middle = median(value for value, _, _ in ratios.values())
+            worst = max(ratios, key=lambda label: ratios[label][0])
+            said.append(
+                f"{serving} {significant(middle, 3)} in the median, {bracketed(*ratios[worst])} at most ({worst})"
+            )
+    bottleneck = (k for k in results.labels if results.method(k)["name"] == "adapter")
+    said += [
+        f"the bottleneck adapter, which cannot be merged, {bracketed(*ratio)}"
+        for label in bottleneck
+        if (ratio := _ratio(results, label, given, "adapted"))
+    ]
+    return f"Unmerged, for {INPUTS[given]}: {'; '.join(said)}." if said else ""

@@ -1,0 +1,147 @@
+"""Whether an orthogonality constraint costs accuracy: constrained methods against the same form without constraint.
+
+The control is U diag(s) V^T with a penalty of weight zero: it has the factors of the constrained methods and none of
+their geometry. LoRA, which has two factors, stands beside it. A comparison counts only where both sides searched enough
+learning rates and ran enough seeds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import median
+
+from reports.records import Results
+from reports.statistics import Comparison, compare_with
+from reports.table import EMPTY, Cell, Column, Table, count, digits, text, with_half
+from reports.tables import METHOD, POINTS, mean_cell
+
+RATES, SEEDS = 6, 5  # of each method, for its comparison to count
+MARGIN = 0.01  # a loss of accuracy below which nothing is crippled
+CONTROL = "usv_penalty"  # with a penalty of weight zero
+CONSTRAINED = {  # method -> what is orthogonal in it, and how it stays so
+    "stiefel": "factors, by retraction",
+    "stella": "factors, by retraction",
+    "polar": "factors, by landing",
+    "usv_parametrized": "factors, by parametrisation",
+    "usv_penalty": "factors, by a penalty",
+    "psoft": "rotation in a subspace",
+    "oft": "rotation in blocks",
+    "boft": "rotation, butterfly",
+    "hra": "rotation, reflections",
+    "goft": "rotation, Givens",
+}
+
+
+def is_control(results: Results, label: str) -> bool:
+    method = results.method(label)
+    return method["name"] == CONTROL and (method.get("hyperparameters") or {}).get("penalty_weight") == 0
+
+
+def constrained(results: Results) -> list[str]:
+    """The labels of the constrained methods which searched enough rates and ran enough seeds."""
+    return [
+        label
+        for label in results.labels
+        if results.method(label)["name"] in CONSTRAINED and not is_control(results, label) and _enough(results, label)
+    ]
+
+
+def control(results: Results) -> str | None:
+    return next((k for k in results.labels if is_control(results, k) and _enough(results, k)), None)
+
+
+def lora(results: Results) -> str | None:
+    return next((k for k in results.labels if results.method(k)["name"] == "lora" and _enough(results, k)), None)
+
+
+def _enough(results: Results, label: str) -> bool:
+    rates = {run.lr for run in results.of(label, "search") if run.status != "failed"}
+    return len(rates) >= RATES and len(results.outcomes(label)) >= SEEDS
+
+
+def against(results: Results, reference: str | None) -> dict[str, Comparison]:
+    """Every constrained method against the reference, paired by seed, Holm-corrected; empty without a reference."""
+    if reference is None:
+        return {}
+    outcomes = {label: results.outcomes(label) for label in (reference, *constrained(results))}
+    found = compare_with(outcomes, reference, resolution=results.resolution)
+    return {k: replace(c, verdict="not separated") if _lucky(results, k, c) else c for k, c in found.items()}
+
+
+def _lucky(results: Results, label: str, comparison: Comparison) -> bool:
+    return comparison.verdict == "better" and results.diverged_seeds(label) > 0
+
+
+def judged(comparison: Comparison) -> str:
+    """``costs accuracy``, ``costs nothing`` (at most the margin) or ``undecided``."""
+    difference = comparison.difference
+    if difference is None or not difference.half:
+        return "undecided"
+    if (difference.low or 0.0) > -MARGIN:
+        return "costs nothing"
+    return "costs accuracy" if comparison.verdict == "worse" else "undecided"
+
+
+def median_over_rates(results: Results, label: str) -> float | None:
+    """Validation accuracy at the middle of the searched rates; one that diverged counts as zero."""
+    scores = [run.score("accuracy") or 0.0 for run in results.of(label, "search") if run.status != "failed"]
+    return median(scores) if scores else None
+
+
+def best_over_rates(results: Results, label: str) -> float | None:
+    scores = [score for run in results.of(label, "search") if (score := run.score("accuracy")) is not None]
+    return max(scores, default=None)
+
+
+def orthogonality_table(results: Results) -> Table:
+    """A row for each constrained method, after the control and LoRA; without rows where nothing can be compared."""
+    named, free, plain_lora = constrained(results), control(results), lora(results)
+    signed = with_half(POINTS, signed=True)
+    columns = (
+        METHOD,
+        Column("constraint", "orthogonal", text, align="left"),
+        Column("rates", "rates", count),
+        Column("seeds", "seeds", count),
+        Column("accuracy", "accuracy", with_half(POINTS), "points", interval=True, place="terminal"),
+        Column("against_control", "against the control", signed, "points", interval=True, place="terminal"),
+        Column("verdict", "the constraint", text, align="left", place="terminal"),
+        Column("against_lora", "against LoRA", signed, "points", interval=True, place="terminal"),
+        Column("best_rate", "validation, best rate", digits(3, POINTS), "points"),
+        Column("median_rate", "validation, median rate", digits(3, POINTS), "points"),
+    )
+    references = [label for label in (plain_lora, free) if label is not None]
+    to_control, to_lora = against(results, free), against(results, plain_lora)
+    rows = (
+        tuple(_row(results, label, to_control, to_lora) for label in [*references, *named])
+        if named and references
+        else ()
+    )
+    caption = (
+        f"Methods with at least {RATES} searched rates and {SEEDS} final seeds. The control is U diag(s) V^T without "
+        "penalty. Differences are paired by seed, with 95 % t-intervals. Best and median over the searched rates are "
+        "of one validation run each and have no interval."
+    )
+    return Table("orthogonality", "Constrained and unconstrained", caption, columns, rows)
+
+
+def _row(
+    results: Results, label: str, to_control: dict[str, Comparison], to_lora: dict[str, Comparison]
+) -> tuple[Cell, ...]:
+    what = "control" if is_control(results, label) else CONSTRAINED.get(results.method(label)["name"], "")
+    return (
+        Cell(label),
+        Cell(what),
+        Cell(len({run.lr for run in results.of(label, "search")})),
+        Cell(len(results.outcomes(label))),
+        mean_cell(results, label, "accuracy"),
+        _difference(to_control.get(label)),
+        Cell(judged(to_control[label])) if label in to_control else EMPTY,
+        _difference(to_lora.get(label)),
+        Cell(best_over_rates(results, label)),
+        Cell(median_over_rates(results, label)),
+    )
+
+
+def _difference(comparison: Comparison | None) -> Cell:
+    difference = comparison.difference if comparison else None
+    return EMPTY if difference is None else Cell(difference.mean, difference.low, difference.high)

@@ -1,0 +1,128 @@
+"""Four statements about SVD-form updates, each with what the records say of it and the rule that decides.
+
+A statement about which nothing was measured has no verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from reports.after_merging import latency_verdict, merging_verdict
+from reports.orthogonality import MARGIN, RATES, SEEDS, against, constrained, control, judged, lora, median_over_rates
+from reports.records import Json, Results
+from reports.rounding import fixed, plus_minus, significant
+from reports.starts import PRESERVING, start_of
+from reports.statistics import Comparison
+from reports.tables import POINTS, mean_cell
+from reports.words import MANY, UNDECIDED, Verdict
+
+
+def verdicts(results: Results) -> list[Verdict]:
+    """Those that the records allow, in a fixed order."""
+    makers: tuple[Callable[[Results], Verdict | None], ...] = (
+        merging_verdict,
+        latency_verdict,
+        start_verdict,
+        orthogonality_verdict,
+    )
+    return [verdict for make in makers if (verdict := make(results)) is not None]
+
+
+def in_one_sentence(found: Sequence[Verdict]) -> str:
+    """All verdicts for the opening of a report; empty without any."""
+    parts = [f"that {verdict.short}: {verdict.word}" for verdict in found]
+    return f"Of SVD-form updates it is said {'; '.join(parts)}." if parts else ""
+
+
+def start_verdict(results: Results) -> Verdict | None:
+    """Whether the start destroys the pretrained function; the probe, which changes nothing, is left out."""
+    starts = {k: start for k in results.labels if k != results.probe and (start := start_of(results, k))}
+    if not starts:
+        return None
+    moved = [label for label in starts if not starts[label]["relative_change"] < PRESERVING]
+    still = len(starts) - len(moved)
+    evidence = [f"{still} of {len(starts)} methods start at the pretrained function."]
+    if moved and len(moved) <= MANY:
+        evidence.append(f"Not so: {'; '.join(_moved(results, label, starts[label]) for label in moved)}.")
+    elif moved:
+        evidence.append(f"Not so: {len(moved)} methods, in the table of starts.")
+    partly = f"refuted for {still} of {len(starts)} methods" if still else "holds"
+    return Verdict(
+        key="start",
+        statement="The start of an SVD-form update destroys the pretrained function",
+        short="their start destroys the pretrained function",
+        word=partly if moved else "refuted",
+        evidence=tuple(evidence),
+        rule=(
+            "A start preserves the function if in float32 no logit changes by more than "
+            f"{significant(PRESERVING, 1)} of the largest logit, before any training and with the same head."
+        ),
+    )
+
+
+def _moved(results: Results, label: str, start: Json) -> str:
+    cell = mean_cell(results, label, "accuracy")
+    ends = ""
+    if isinstance(cell.value, float):
+        ends = f", and it ends at {plus_minus(cell.value * POINTS, None if cell.half is None else cell.half * POINTS)}"
+    losses = f"loss {significant(start['loss_base'], 3)} to {significant(start['loss_start'], 3)}"
+    return f"{label} (relative change {significant(start['relative_change'])}, {losses}{ends} points)"
+
+
+def orthogonality_verdict(results: Results) -> Verdict | None:
+    """Whether constrained methods lose accuracy against the control; None unless some had enough rates and seeds."""
+    named, free, plain_lora = constrained(results), control(results), lora(results)
+    if not named or (free is None and plain_lora is None):
+        return None
+    found = against(results, free)
+    kinds = [judged(comparison) for comparison in found.values()]
+    return Verdict(
+        key="orthogonality",
+        statement="Orthogonality cripples optimisation",
+        short="orthogonality cripples optimisation",
+        word=_orthogonality_word(kinds.count("costs accuracy"), kinds.count("costs nothing"), len(named)),
+        evidence=_orthogonality_evidence(results, found, free, plain_lora),
+        rule=(
+            f"At least {RATES} learning rates and {SEEDS} seeds for every method and for the unconstrained control, "
+            f"paired by seed. Refuted for a method if the 95 % interval lies above {fixed(-MARGIN * POINTS, 0)} point; "
+            "holds if the method is worse after Holm's correction at 5 %; otherwise undecided."
+        ),
+    )
+
+
+def _orthogonality_word(costly: int, free: int, methods: int) -> str:
+    if costly:
+        return f"holds for {costly} of {methods} methods"
+    if free == methods:
+        return "refuted"
+    return f"refuted for {free} of {methods} methods, the others undecided" if free else UNDECIDED
+
+
+def _orthogonality_evidence(
+    results: Results, found: dict[str, Comparison], free: str | None, plain_lora: str | None
+) -> tuple[str, ...]:
+    said = [_comparisons(found, f"the control {free}")] if free else ["No control without constraint was measured."]
+    if plain_lora:
+        said.append(_comparisons(against(results, plain_lora), plain_lora))
+    middles = {k: m for k in constrained(results) if (m := median_over_rates(results, k)) is not None}
+    middle = median_over_rates(results, free) if free else None
+    if middles and middle is not None:
+        behind = sum(value < middle for value in middles.values())
+        said.append(
+            f"At the median of the searched rates (one validation run each, without an interval), {behind} of "
+            f"{len(middles)} lie below the control's {fixed(middle * POINTS, 1)} points."
+        )
+    return tuple(said)
+
+
+def _comparisons(found: dict[str, Comparison], reference: str) -> str:
+    parts = []
+    for kind in ("costs accuracy", "undecided", "costs nothing"):
+        known = {k: c.difference for k, c in found.items() if judged(c) == kind and c.difference is not None}
+        if len(known) > MANY:
+            widest = max(difference.half or 0.0 for difference in known.values())
+            parts.append(f"{kind} for {len(known)} methods (half-widths up to {fixed(widest * POINTS, 1)} points)")
+        elif known:
+            numbers = (f"{k} {plus_minus(d.mean * POINTS, (d.half or 0.0) * POINTS, True)}" for k, d in known.items())
+            parts.append(f"{kind}: {', '.join(numbers)} points")
+    return f"Against {reference}, at the best rate of each, the constraint {'; '.join(parts)}."

@@ -1,0 +1,43 @@
+"""What sentences are made of: lists of names, shares, and verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from reports.rounding import significant
+
+MANY = 8  # names up to which a sentence has them all
+UNDECIDED = "not decided by these records"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the records say of a statement. ``short`` is the statement inside a sentence, after "that"."""
+
+    key: str
+    statement: str
+    short: str
+    word: str  # the verdict, in one to a few words
+    evidence: tuple[str, ...]
+    rule: str
+
+
+def listed(names: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def named(names: Sequence[str], what: str) -> str:
+    """The names, or how many ``what`` there are if a sentence cannot hold them."""
+    return listed(names) if len(names) <= MANY else f"{len(names)} {what}"
+
+
+def percent(share: float) -> str:
+    return f"{significant(100 * share)} %"
+
+
+def span(numbers: Iterable[int]) -> str:
+    """``3``, or ``2 to 5`` where they differ."""
+    ends = sorted(set(numbers))
+    return str(ends[0]) if len(ends) == 1 else f"{ends[0]} to {ends[-1]}"
