@@ -26,7 +26,7 @@ from variants.core.interface import Init, Refused, Variant
 from variants.core.linalg import full_precision, raised
 from variants.core.manifest import MANIFEST, Layer, Manifest, changed, parse
 from variants.core.placing import check_name
-from variants.core.restoring import restore
+from variants.core.restoring import check_kinds, restore
 from variants.core.storage import adapter_state, check_like, check_numbers
 from variants.core.targets import hostable_layers
 
@@ -128,6 +128,7 @@ def _described(model: nn.Module, variant: Variant, name: str, digest: str) -> Ma
 
 def _layer(host: Host, variant: Variant, name: str) -> Layer:
     adapter = host.carried(name)
+    check_kinds(adapter.variant, adapter.tensors())
     trained = dict(adapter.named_parameters(recurse=False))
     frozen = tuple(key for key in adapter.own_tensors() if key not in trained)
     return Layer(shape_of(host), tuple(trained), frozen, changed(adapter.variant, variant))
@@ -210,10 +211,12 @@ def _read(folder: Path) -> tuple[Manifest, dict[str, Tensor]]:
 def _put(model: nn.Module, manifest: Manifest, tensors: dict[str, Tensor], name: str, other_base: bool) -> Variant:
     variant, local = manifest.methods()
     check_name(model, variant, name)
-    _check_layers(model, variant, manifest)
+    _check_layers(model, manifest)
     theirs = {path: parameter for path, parameter in model.named_parameters() if variant.trains_base(path)}
-    trained = {path: tensors[path].to(p.dtype) for path, p in theirs.items() if path in manifest.trained_base}
-    check_like(theirs, trained | {path: tensors[path] for path in manifest.trained_base if path not in theirs})
+    check_like(theirs, {path: tensors[path] for path in manifest.trained_base})
+    trained = {path: tensors[path].to(parameter.dtype) for path, parameter in theirs.items()}
+    for path, tensor in trained.items():
+        check_numbers(path, tensor)  # again: the base may be of a narrower kind than the file
     if not other_base and base_digest(model, manifest.layers, theirs) != manifest.base:
         raise Refused("it was trained on another base: load that one, or write other_base=True if this is meant")
     if variant.trains == "base":
@@ -227,9 +230,7 @@ def _put(model: nn.Module, manifest: Manifest, tensors: dict[str, Tensor], name:
     return variant
 
 
-def _check_layers(model: nn.Module, variant: Variant, manifest: Manifest) -> None:
-    if variant.trains == "base" and manifest.layers:
-        raise Refused(f"{variant.name} puts nothing on layers, but {MANIFEST} names {next(iter(manifest.layers))!r}")
+def _check_layers(model: nn.Module, manifest: Manifest) -> None:
     for path in hostable_layers(model, list(manifest.layers)):
         found, wanted = shape_of(model.get_submodule(path)), manifest.layers[path].shape
         if found != wanted:

@@ -75,20 +75,21 @@ class Manifest:
         """The method, and what it is on each layer.
 
         Raises:
-            Refused: it is none of ours, or does not have such hyperparameters.
+            Refused: it is none of ours, does not have such hyperparameters, or has nothing on layers.
         """
         if ":" in self.method:
             raise Refused(f"method {self.method!r} is not of this toolkit: a file may only name a registered method")
         try:
             variant = create(self.method, self.hyperparameters)
-            return variant, {
+            local = {
                 path: create(self.method, self.hyperparameters | layer.hyperparameters)
-                if layer.hyperparameters
-                else variant
                 for path, layer in self.layers.items()
             }
         except ValueError as error:
             raise Refused(str(error)) from error
+        if variant.trains != "layers" and local:
+            raise Refused(f"{variant.name} puts nothing on layers, but {MANIFEST} names {next(iter(local))!r}")
+        return variant, local
 
 
 def changed(local: Variant, whole: Variant) -> dict[str, Any]:

@@ -74,13 +74,19 @@ def _explained(variant: Variant, where: str) -> Iterator[None]:
         raise Refused(f"{variant.name} on {where}: the tensors do not fit it ({reason})") from error
 
 
-def _owned(variant: Variant, tensors: Tensors, W: Tensor) -> dict[str, Tensor]:
-    """Copies as adapters on W hold them: numbers in float32 or above, indices as they are."""
-    dtype = raised(W[:0]).dtype
+def check_kinds(variant: Variant, tensors: Tensors) -> None:
+    """Raises Refused unless indices are what the method declares as such, and floats are all others."""
     for name, tensor in tensors.items():
         wanted = INDICES if name in variant.indices else FLOATS
         if tensor.dtype not in wanted:
-            raise Refused(f"{name} is {tensor.dtype}, expected {' or '.join(map(str, wanted))}")
+            declared = "a tensor of whole numbers is one that the method names in `indices`"
+            raise Refused(f"{name} is {tensor.dtype}, expected {' or '.join(map(str, wanted))}: {declared}")
+
+
+def _owned(variant: Variant, tensors: Tensors, W: Tensor) -> dict[str, Tensor]:
+    """Copies as adapters on W hold them: numbers in float32 or above, indices as they are."""
+    check_kinds(variant, tensors)
+    dtype = raised(W[:0]).dtype
     return {name: own(t.to(dtype) if t.dtype in FLOATS else t, W.device) for name, t in tensors.items()}
 
 
