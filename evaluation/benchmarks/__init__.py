@@ -1,6 +1,6 @@
 """The benchmarks: importing this package registers all of them."""
 
-from evaluation.benchmarks import trec as trec
+from evaluation.benchmarks import polarity as polarity, trec as trec
 from evaluation.benchmarks.base import (
     Benchmark as Benchmark,
     Example as Example,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 from scipy.sparse import csr_array
 
 from evaluation import benchmarks
-from evaluation.benchmarks import Benchmark, Example, base, trec
+from evaluation.benchmarks import Benchmark, Example, base, polarity, trec
 from evaluation.benchmarks.splits import assemble, identity, near, near_duplicates, normalise, split
 from evaluation.spec import Unusable
 
@@ -179,9 +180,53 @@ def test_trec_split():
     assert made.digest[:16] == "b4a7501563546b23"
 
 
+def test_polarity_rows(tmp_path):
+    file = tmp_path / "reviews.csv.bz2"
+    header = "category,filename,text,movie_name\n"
+    rows = 'plot,f,"A man, a plan.",m\nfresh,f," Good, isn\'t it “?”\n\nYes.",m\nrotten,f,Bad.,m\n'
+    file.write_bytes(bz2.compress((header + rows).encode()))
+    assert list(polarity._reviews(file)) == [("Good, isn't it “?”\n\nYes.", "fresh"), ("Bad.", "rotten")]
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (bz2.compress(b""), "does not start with the columns category, filename, text, movie_name"),
+        (bz2.compress(b"text,category\n"), "does not start with the columns"),
+        (bz2.compress(b"category,filename,text,movie_name\nfresh,f,Good.,m\nripe,f,Good.,m\n"), "row 2: expected"),
+        (bz2.compress(b"category,filename,text,movie_name\nfresh,f, ,m\n"), "row 1: expected"),
+        (bz2.compress(b"category,filename,text,movie_name\nfresh,f\n"), "row 1: expected"),
+        (bz2.compress(b'category,filename,text,movie_name\nfresh,f,"Good.\n'), "is not the table it should be"),
+        (bz2.compress(b"category,filename,text,movie_name\nfresh,f,\xff,m\n"), "is not the table it should be"),
+        (bz2.compress(b"category,filename,text,movie_name\n")[:-4], "is not the table it should be"),
+        (b"no archive", "is not the table it should be"),
+    ],
+)
+def test_polarity_refuses_another_table(raw, message, tmp_path):
+    file = tmp_path / "reviews.csv.bz2"
+    file.write_bytes(raw)
+    with pytest.raises(Unusable, match=message):
+        list(polarity._reviews(file))
+
+
 @pytest.mark.assets
-def test_no_two_near_questions_of_trec_lie_in_different_splits():
-    made = benchmarks.load_benchmark("trec50")
+def test_polarity_split():
+    made = benchmarks.load_benchmark("polarity")
+    assert [len(part) for part in (made.train, made.validation, made.test)] == [3362, 500, 1000]
+    assert made.labels == ("fresh", "rotten")
+    assert [sum(example.label for example in part) for part in (made.train, made.validation, made.test)] == [
+        1660,
+        253,
+        497,
+    ]
+    # Fixed for good, as TREC's.
+    assert made.digest[:16] == "6133142d21e7adab"
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize(("name", "near_pairs"), [("trec50", 100), ("polarity", 2)])
+def test_no_two_near_texts_lie_in_different_splits(name, near_pairs):
+    made = benchmarks.load_benchmark(name)
     parts = (made.train, made.validation, made.test)
     sets = [words(example.text) for part in parts for example in part]
     place = np.repeat(np.arange(3), [len(part) for part in parts])
@@ -195,7 +240,7 @@ def test_no_two_near_questions_of_trec_lie_in_different_splits():
     size = np.array([len(s) for s in sets])
     i, j = common.coords
     close = 4 * common.data >= 3 * (size[i] + size[j] - common.data)
-    assert close.sum() > len(sets)  # besides each text with itself
+    assert close.sum() >= len(sets) + 2 * near_pairs  # each text with itself, and pairs both ways
     assert (place[i[close]] == place[j[close]]).all()
 
 
