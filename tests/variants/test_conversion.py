@@ -18,7 +18,6 @@ from variants.core import (
     Refused,
     Variant,
     attach,
-    conversion,
     create,
     detach,
     layer_states,
@@ -27,8 +26,10 @@ from variants.core import (
     names,
 )
 from variants.core.cases import Case, adapted, close, conv1d, generator, move, same_bits
-from variants.core.conversion import attach_pairs, extract, to_pairs, truncated, truncated_pair
+from variants.core.conversion import attach_pairs, extract, to_pairs
 from variants.core.host import hosts
+from variants.core.linalg import top
+from variants.core.pairs import truncated, truncated_pair
 from variants.dora import DoRA
 from variants.hra import HRA
 from variants.ia3 import IA3
@@ -213,8 +214,7 @@ def test_nothing_larger_than_the_core_is_decomposed(monkeypatch: pytest.MonkeyPa
         shapes.append(tuple(W.shape))
         return top(W, rank)
 
-    top = conversion.top
-    monkeypatch.setattr(conversion, "top", watched)
+    monkeypatch.setattr("variants.core.pairs.top", watched)
     truncated_pair(pair_of(40, 3, 30), 2)
     assert shapes == [(3, 3)]
 

@@ -14,21 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from variants.core.attachment import check_known, required_unmerged
-from variants.core.cache import not_kept
 from variants.core.host import Host, hosts, oriented
 from variants.core.interface import Init, LoRAPair, Refused
-from variants.core.linalg import full_precision, raised, top
+from variants.core.linalg import full_precision, raised
+from variants.core.pairs import Cut, check_rank, fitted, ratio, truncated, truncated_pair
 from variants.core.registry import create
 from variants.core.restoring import restore
 from variants.core.targets import matching_layers
-
-
-class Cut(NamedTuple):
-    """A pair in place of an update dW: ``error = ||dW - B A||_F / ||dW||_F``, and ``norm = ||dW||_F``."""
-
-    pair: LoRAPair
-    error: float
-    norm: float
 
 
 class Conversion(NamedTuple):
@@ -48,7 +40,14 @@ class Conversion(NamedTuple):
     def error(self) -> float:
         """``||dW - B A||_F / ||dW||_F`` over all layers together."""
         whole = math.hypot(*self.norms.values())
-        return _ratio(math.hypot(*(self.errors[path] * self.norms[path] for path in self.errors)), whole)
+        return ratio(math.hypot(*(self.errors[path] * self.norms[path] for path in self.errors)), whole)
+
+    @classmethod
+    def of(cls, cuts: Mapping[str, Cut], left_out: Mapping[str, float] | None = None) -> Conversion:
+        """Cuts by the path of their layer."""
+        pairs = {path: cut.pair for path, cut in cuts.items()}
+        errors = {path: cut.error for path, cut in cuts.items()}
+        return cls(pairs, errors, {path: cut.norm for path, cut in cuts.items()}, dict(left_out or {}))
 
 
 @torch.no_grad()
@@ -68,7 +67,7 @@ def to_pairs(model: nn.Module, name: str = "default", rank: int | None = None) -
         Refused: without a rank, where the method has no exact pair or changes a bias; always, where it depends on the
             input, trains the base or the head, or nothing has that name.
     """
-    _check_rank(rank)
+    check_rank(rank)
     cuts: dict[str, Cut] = {}
     left_out: dict[str, float] = {}
     for path, host in carriers(model, name).items():
@@ -83,7 +82,7 @@ def to_pairs(model: nn.Module, name: str = "default", rank: int | None = None) -
             cuts[path] = truncated(update(host, name), rank)
         else:
             raise Refused(f"{method} has no exact low-rank form on {path}: give a rank for a truncated one")
-    return _conversion(cuts, left_out)
+    return Conversion.of(cuts, left_out)
 
 
 @torch.no_grad()
@@ -105,7 +104,7 @@ def extract(
     Raises:
         Refused: a pattern matches nothing, adapters are attached, or a matched layer is not in the base.
     """
-    _check_rank(rank)
+    check_rank(rank)
     if hosts(tuned):
         raise Refused("the tuned model carries adapters: take them off by detach(merge=True), or use to_pairs()")
     before = dict(base.state_dict() if isinstance(base, nn.Module) else base)
@@ -119,7 +118,7 @@ def extract(
             raise Refused(f"the tuned model has {key} of shape {tuple(new.shape)}, the base {have}: not the same model")
         change = raised(new) - raised(old).to(new.device)
         cuts[path] = truncated(oriented(tuned.get_submodule(path), change), rank)
-    return _conversion(cuts, _differences(before, after))
+    return Conversion.of(cuts, _differences(before, after))
 
 
 def attach_pairs(model: nn.Module, pairs: Mapping[str, LoRAPair], name: str = "default") -> list[str]:
@@ -179,56 +178,6 @@ def bias_change(host: Host, name: str) -> float:
     return _difference(b, adapter.variant.bias(b, adapter.tensors()))
 
 
-def fitted(pair: LoRAPair) -> LoRAPair:
-    """The same product with a rank from 1 to min(out, in): one of rank 0 gets a row of zeros, and beyond the smaller
-    side one of the factors can be the identity."""
-    A, B = pair
-    out, in_ = len(B), A.shape[1]
-    if len(A) == 0:
-        return LoRAPair(A.new_zeros(1, in_), B.new_zeros(out, 1))
-    if len(A) <= min(out, in_):
-        return pair
-    eye = torch.eye(min(out, in_), dtype=A.dtype, device=A.device)
-    return LoRAPair(pair.delta(), eye) if out <= in_ else LoRAPair(eye, pair.delta())
-
-
-def truncated(dW: Tensor, rank: int) -> Cut:
-    """The best approximation of an update (out, in) by a pair of at most this rank (Eckart and Young).
-
-    The rows of A are orthonormal and B has the singular values, near the sizes with which LoRA starts: a direction of
-    size zero can still be trained.
-    """
-    with not_kept():  # an update is not asked for again, as a base weight is
-        U, s, Vh = top(dW, min(*dW.shape, rank))
-    pair, norm = LoRAPair(Vh, U * s), float(dW.norm())
-    return Cut(pair, _ratio(float((dW - pair.delta()).norm()), norm), norm)
-
-
-def truncated_pair(pair: LoRAPair, rank: int | None) -> Cut:
-    """``truncated(pair.delta(), rank)`` by way of the core between the QR decompositions of the factors; the pair
-    itself if its rank is no higher, or ``rank`` is None."""
-    (QB, RB), (QA, RA) = (torch.linalg.qr(factor.double()) for factor in (pair.B, pair.A.T))
-    core = RB @ RA.T
-    if rank is None or rank >= len(pair.A):
-        return Cut(pair, 0.0, float(core.norm()))
-    (A, B), error, norm = truncated(core, rank)
-    return Cut(LoRAPair((A @ QA.T).to(pair.A), (QB @ B).to(pair.B)), error, norm)
-
-
-def _check_rank(rank: int | None) -> None:
-    if rank is not None and rank < 1:
-        raise Refused(f"a rank is a whole number from 1, not {rank}")
-
-
-def _conversion(cuts: Mapping[str, Cut], left_out: dict[str, float]) -> Conversion:
-    return Conversion(
-        {path: cut.pair for path, cut in cuts.items()},
-        {path: cut.error for path, cut in cuts.items()},
-        {path: cut.norm for path, cut in cuts.items()},
-        left_out,
-    )
-
-
 def _differences(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
     """The tensors in which two models differ, and by how much."""
     both = {
@@ -242,9 +191,4 @@ def _difference(old: Tensor, new: Tensor) -> float:
     if old.shape != new.shape:
         return math.inf
     old, new = old.double(), new.double().to(old.device)
-    return _ratio(float((new - old).norm()), float(old.norm()))
-
-
-def _ratio(part: float, whole: float) -> float:
-    """0 of nothing is nothing, something of nothing is infinite."""
-    return part / whole if whole else math.inf if part else 0.0
+    return ratio(float((new - old).norm()), float(old.norm()))
