@@ -71,5 +71,5 @@ def _seconds_of_runs(plan: Plan, entry: Entry, bench: Workbench) -> dict[str, fl
     search = attached + training.steps * step + len(data.validation) * item
     final = attached + training.steps * step + len(data.test) * item
     if plan.suite.merging:
-        final += 3 * len(plan.suite.merging.dtypes) * plan.suite.merging.items * item / plan.suite.protocol.seeds
+        final += 4 * len(plan.suite.merging.formats) * plan.suite.merging.items * item / plan.suite.protocol.seeds
     return {"step": step, "search": search, "final": final}

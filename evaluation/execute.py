@@ -139,7 +139,7 @@ def _score(run: ScoreRun, bench: Workbench, clock: Clock, measures: dict[str, An
             raise Diverged("the outputs after training are not finite")
         measures["score"] = score(outputs, split)
         if run.merging:
-            measures["merging"] = merging(model, variant, stock, split, run.merging, clock)
+            measures["merging"] = merging(model, variant, stock, split, run.merging, clock, run.seed)
     if run.merging:
         measures["merging"]["restored"] = same_bits(base, stock)
 

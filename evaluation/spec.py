@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from variants.core.registry import suggestion
+from variants.core.rounding import FORMATS, Format
 
 FORMAT = 2  # raise when the meaning of a run or a record changes: older records are then computed again
 SUITES = Path(__file__).parent / "suites"
@@ -102,10 +103,14 @@ class Protocol(_Frozen):
 
 
 class Merging(_Frozen):
-    """Test items and dtypes on which merging is measured."""
+    """Test items and storage formats on which merging is measured, and how deeply: ``outputs`` and what is kept of the
+    update; or ``full``, which adds survival by size, drift over ``cycles`` of merging and unmerging, the factors, and
+    the ways to deploy on a quantised base."""
 
     items: Count = 200
-    dtypes: tuple[Literal["float32", "bfloat16", "float16"], ...] = ("float32", "bfloat16", "float16")
+    formats: Annotated[tuple[Format, ...], Field(min_length=1)] = FORMATS
+    cycles: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 10, 100)
+    depth: Literal["outputs", "full"] = "outputs"
 
 
 class Speed(_Frozen):

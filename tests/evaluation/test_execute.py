@@ -30,6 +30,7 @@ def content(record: Record) -> dict[str, Any]:
     """All of a record but the times, as JSON."""
     found = json.loads(json.dumps(record.model_dump(mode="json"), allow_nan=False))
     del found["seconds"]
+    found["measures"].get("merging", {}).pop("cost", None)
     return found
 
 

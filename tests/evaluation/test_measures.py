@@ -7,36 +7,32 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from evaluation.clock import Clock
 from evaluation.data import Split
-from evaluation.measures import merging as merging_module, speed as speed_module
+from evaluation.measures import speed as speed_module
 from evaluation.measures.memory import peak_bytes, saved_bytes
-from evaluation.measures.merging import merging
 from evaluation.measures.parameters import parameters
 from evaluation.measures.score import macro_f1, score
 from evaluation.measures.speed import Floor, contestant, interval, random_batch, speed
-from evaluation.spec import Merging, Method, Speed, Training
-from evaluation.training import Classifier, Trainer, logits
+from evaluation.spec import Method, Speed, Training
+from evaluation.training import Classifier, Trainer
 from tests.evaluation import toy
-from variants.core import Variant, adapter_state, attach, create, detach, layer_states, registry
-from variants.core.host import HostLinear, hosts
+from tests.evaluation.merge_cases import MODELS, Gated, WithBiases
+from variants.core import Variant, adapter_state, attach, create, detach, registry
+from variants.core.host import hosts
 from variants.lora import LoRA
 
 CPU = torch.device("cpu")
-MODELS = {"bert": (toy.bert, ("query", "value")), "gpt2": (toy.gpt2, ("c_attn", "mlp.c_proj"))}
 
 
 def adapted(name: str | Variant, model: str = "bert") -> tuple[nn.Module, Variant]:
@@ -44,41 +40,6 @@ def adapted(name: str | Variant, model: str = "bert") -> tuple[nn.Module, Varian
     encoder, variant = build(), create(name, toy.METHODS[name]) if isinstance(name, str) else name
     attach(encoder, variant, where, seed=1)
     return encoder, variant
-
-
-def stir(encoder: nn.Module, scale: float = 0.1) -> None:
-    """Moves what trains, as training would."""
-    rng = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in encoder.parameters():
-            if parameter.requires_grad:
-                parameter.add_(scale * torch.randn(parameter.shape, generator=rng))
-
-
-@dataclass(frozen=True, kw_only=True)
-class WithBiases(LoRA):
-    """LoRA which trains the base's biases as well."""
-
-    def trains_base(self, path: str) -> bool:
-        return path.endswith("bias")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WithWeights(LoRA):
-    """LoRA which trains the very weights that it adapts as well."""
-
-    def trains_base(self, path: str) -> bool:
-        return path.endswith("query.weight")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gated(LoRA):
-    """LoRA behind a gate that depends on the input: it cannot be merged."""
-
-    mergeable = False
-
-    def forward(self, x, linear, W, t):
-        return linear(x) + torch.sigmoid(x.mean(-1, keepdim=True)) * F.linear(F.linear(x, t["A"]), t["B"])
 
 
 # ---- parameters -----------------------------------------------------------------------------------------------------
@@ -173,186 +134,6 @@ def test_score_by_hand():
     losses = [-math.log(2 / 4), math.log(2 + math.exp(5)), -1 + math.log(sum(map(math.exp, (-1, 1, 0.5))))]
     assert found["loss"] == pytest.approx(sum(losses) / 3, rel=1e-6)
     json.dumps(found, allow_nan=False)
-
-
-# ---- merging --------------------------------------------------------------------------------------------------------
-
-
-def change(name: str, W: Tensor, t: dict[str, Tensor], s: float) -> Tensor:
-    """What a method adds to a stock weight, densely and from its paper."""
-    if name == "dora":
-        V = W + s * t["B"] @ t["A"]
-        return t["m"][:, None] * V / (V**2).sum(1, keepdim=True).sqrt() - W
-    return {
-        "lora": lambda: s * t["B"] @ t["A"],
-        "pissa": lambda: s * (t["B"] @ t["A"] - t["B0"] @ t["A0"]),
-        "milora": lambda: s * (t["B"] @ t["A"] - t["B0"] @ t["A0"]),
-        "lora_xs": lambda: s * t["B"] @ t["R"] @ t["A"],
-        "stiefel": lambda: s * t["U"] @ torch.diag(t["s"]) @ t["V"].T,
-    }[name]()
-
-
-class Slow:
-    """Merging by hand: dense weights put into a copy of the stock encoder, one item at a time."""
-
-    def __init__(self, name: str, model: str, encoder: nn.Module, head: nn.Linear, split: Split) -> None:
-        self.name, self.stock, self.head, self.split = name, MODELS[model][0](), head, split
-        self.states = {s.path: {k: v.detach().clone() for k, v in s.t.items()} for s in layer_states(encoder)}
-        self.full = {path: p.detach().clone() for path, p in encoder.named_parameters()} if name == "full" else {}
-        self.scale = 2.0 if "alpha" in toy.METHODS[name] else 1.0
-
-    def outputs(self, weights: dict[str, Tensor]) -> Tensor:
-        rows = []
-        for tokens in self.split.tokens:
-            hidden = functional_call(self.stock, weights, (torch.tensor([tokens]),)).last_hidden_state[0]
-            rows.append(F.linear(hidden.mean(0), self.head.weight, self.head.bias).detach())
-        return torch.stack(rows)
-
-    def measured(self, dtype: torch.dtype) -> dict[str, float]:
-        base = {path: p.detach().to(dtype).float() for path, p in self.stock.named_parameters()}
-        new = dict(self.full) or dict(base)
-        for path, t in self.states.items():
-            W = base[f"{path}.weight"]
-            turned = type(self.stock.get_submodule(path)).__name__ == "Conv1D"
-            delta = change(self.name, W.T if turned else W, t, self.scale)
-            new[f"{path}.weight"] = W + (delta.T if turned else delta)
-        merged = {path: W.to(dtype).float() for path, W in new.items()}
-        stock, out, rounded = self.outputs(base), self.outputs(new), self.outputs(merged)
-        gold = torch.tensor(self.split.labels)
-        return {
-            "effect": float((out - stock).norm() / stock.norm()),
-            "change": float((rounded - out).norm()),
-            "error": float((rounded - out).norm() / (out - stock).norm()),
-            "max_logit_change": float((rounded - out).abs().max()),
-            "flipped": float((rounded.argmax(1) != out.argmax(1)).sum()) / len(gold),
-            "accuracy_adapted": float((out.argmax(1) == gold).sum()) / len(gold),
-            "accuracy_merged": float((rounded.argmax(1) == gold).sum()) / len(gold),
-        }
-
-
-def merge_case(name: str | Variant, model: str = "bert") -> tuple[Classifier, Variant, dict[str, Tensor]]:
-    encoder = MODELS[model][0]()
-    stock = {path: p.detach().clone() for path, p in encoder.named_parameters()}
-    variant = create(name, toy.METHODS[name]) if isinstance(name, str) else name
-    attach(encoder, variant, MODELS[model][1], seed=1)
-    stir(encoder)
-    return Classifier(encoder, toy.HIDDEN, toy.CLASSES, 0), variant, stock
-
-
-def measure(case: tuple[Classifier, Variant, dict[str, Tensor]], items: int = 15) -> dict[str, Any]:
-    model, variant, stock = case
-    return merging(model, variant, stock, toy.data().test, Merging(items=items), Clock())
-
-
-def check_merging(name: str, model: str) -> None:
-    case = merge_case(name, model)
-    slow = Slow(name, model, case[0].encoder, case[0].head, toy.data().test.head(15))
-    found = measure(case)
-    assert (found["items"], found["mergeable"]) == (15, True)
-    for dtype, got in found["dtypes"].items():
-        want = slow.measured(getattr(torch, dtype))
-        rough = dtype == "float32"  # there, what is left is the rounding of the arithmetic itself
-        assert got["effect"] == pytest.approx(want["effect"], rel=1e-4)
-        assert got["effect"] > 0.01
-        for kind in ("error", "max_logit_change"):
-            if rough:
-                assert got[kind] < 1e-4
-            else:
-                assert got[kind] == pytest.approx(want[kind], rel=0.02), (name, dtype, kind)
-        for kind in ("flipped", "accuracy_adapted", "accuracy_merged"):
-            assert got[kind] == want[kind], (name, dtype, kind)
-    errors = [found["dtypes"][dtype]["error"] for dtype in ("float32", "float16", "bfloat16")]
-    assert errors[0] * 10 < errors[1]
-    assert errors[1] * 3 < errors[2]  # three bits
-    json.dumps(found, allow_nan=False)
-
-
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("name", sorted(set(toy.METHODS) - {"probe"}))
-def test_merging_against_dense_weights(name, model):
-    check_merging(name, model)
-
-
-BROKEN = {  # what stands for the merged weight, from the weight that carries the adapter and the merged one
-    "the delta is rounded first": lambda base, merged: base + (merged - base).bfloat16().float(),
-    "the adapter is left out": lambda base, _: base,
-    "rounded down": lambda _, merged: merged * (1 - 2**-8),
-}
-
-
-@pytest.mark.parametrize("case", [*BROKEN, "base not rounded"])
-def test_a_broken_merge_is_caught(monkeypatch, case):
-    if case == "base not rounded":
-        monkeypatch.setattr(merging_module, "rounded_base", lambda *_: merging_module.swapped({}))
-    else:
-        effective = HostLinear.effective_weight
-        broken = BROKEN[case]
-        monkeypatch.setattr(HostLinear, "effective_weight", lambda self: broken(self.dense(), effective(self)))
-    with pytest.raises(AssertionError):
-        check_merging("lora", "bert")
-
-
-def test_merging_a_method_that_leaves_the_base_alone():
-    found = measure(merge_case("probe"))
-    for values in found["dtypes"].values():
-        assert (values["effect"], values["error"], values["flipped"], values["max_logit_change"]) == (0, None, 0, 0)
-        assert values["accuracy_adapted"] == values["accuracy_merged"]
-
-
-def test_merging_a_method_which_cannot_be_merged():
-    found = measure(merge_case(Gated(rank=2)))
-    assert found == {"items": 15, "mergeable": False, "dtypes": {}}
-
-
-@pytest.mark.parametrize(
-    ("variant", "path"),
-    [
-        (WithBiases(rank=2), "encoder.layer.0.output.dense.bias"),
-        (WithWeights(rank=2), "encoder.layer.1.attention.self.query.weight"),
-    ],
-)
-def test_merging_where_adapters_and_the_base_train_together(variant, path):
-    model, variant, stock = merge_case(variant)
-    assert not torch.equal(model.encoder.get_parameter(path), stock[path])
-    found = measure((model, variant, stock))
-    assert found["dtypes"]["float32"]["error"] < 1e-4
-    assert found["dtypes"]["bfloat16"]["effect"] > 0.01
-
-
-def test_a_dtype_too_narrow_for_the_weights_is_said_and_not_scored():
-    model, variant, stock = merge_case("lora")
-    with torch.no_grad():
-        layer_states(model.encoder)[0].t["B"].mul_(1e6)
-    found = measure((model, variant, stock))["dtypes"]
-    assert [found[dtype]["overflow"] for dtype in ("float32", "bfloat16", "float16")] == [False, False, True]
-    assert {value for kind, value in found["float16"].items() if kind != "overflow"} == {None}
-    assert found["float32"]["accuracy_merged"] is not None
-    json.dumps(found, allow_nan=False)
-
-
-@pytest.mark.parametrize("name", ["lora", "pissa", "dora", "full", "probe"])
-@pytest.mark.parametrize("fail_at", [None, 0, 1, 2, 5])
-def test_merging_leaves_the_model_as_it_was(monkeypatch, name, fail_at):
-    model, variant, stock = merge_case(name)
-    before, calls = toy.bits(model), []
-
-    def failing(*arguments: Any) -> Tensor:
-        calls.append(None)
-        if len(calls) - 1 == fail_at:
-            raise MemoryError
-        return logits(*arguments)
-
-    monkeypatch.setattr(merging_module, "logits", failing)
-    if fail_at is None:
-        measure((model, variant, stock))
-    else:
-        with pytest.raises(MemoryError):
-            measure((model, variant, stock))
-    assert toy.same(before, toy.bits(model))
-    for host in hosts(model.encoder).values():
-        assert (host.switch.active, host.switch.merged) == ({"default": 1.0}, False)
-    detach(model.encoder, merge=False)
-    assert toy.same(toy.bits(MODELS["bert"][0]()), toy.bits(model.encoder))
 
 
 # ---- speed: fairness ------------------------------------------------------------------------------------------------

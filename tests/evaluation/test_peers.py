@@ -38,7 +38,7 @@ def test_a_peer_trains_and_leaves_the_base_alone(monkeypatch, kind):
     assert record.status == "done", record.error
     losses = record.measures["training"]["loss"]
     assert sum(losses[-8:]) < sum(losses[:8])
-    assert record.measures["merging"] == {"items": 10, "mergeable": None, "dtypes": {}, "restored": True}
+    assert record.measures["merging"] == {"items": 10, "mergeable": None, "formats": {}, "restored": True}
     assert record.measures["parameters"]["closed_form"] is None
     assert record.measures["parameters"]["trainable"] > 0
     assert toy.same(toy.bits(bench.base.encoder), before)

@@ -93,7 +93,7 @@ def test_key_changes_with_every_field(run):
 
 def altered(value: Any) -> Any:
     """Another valid value of the kind of ``value``."""
-    names = {"linear": "cosine", "float32": "bfloat16"}
+    names = {"linear": "cosine", "float32": "bfloat16", "outputs": "full"}
     if isinstance(value, dict):
         return {**value, "more": "more"}
     if isinstance(value, tuple):

@@ -91,5 +91,6 @@ def measured(results: Path) -> dict[str, Any]:
     for line in (results / "records.jsonl").read_text().splitlines():
         record = json.loads(line)
         record["measures"].pop("speed", None)
+        record["measures"].get("merging", {}).pop("cost", None)
         found[record["key"]] = (record["run"], record["status"], record["measures"])
     return found

@@ -1,0 +1,129 @@
+"""What a storage format does to the outputs: base, adapted and merged, rounded to nearest and by chance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evaluation.clock import Clock
+from evaluation.data import Split
+from evaluation.measures.merging.stored import rounded_base, stored_merged, without_adaptation
+from evaluation.measures.merging.updates import Changed, Stored, by_chance, survived
+from evaluation.training import Classifier, logits
+from variants.core.rounding import EXACT, Format, Rounding
+
+EFFECT = ("effect", "accuracy_adapted")
+MERGED = ("error", "max_logit_change", "flipped", "accuracy_merged", "gained", "lost", "kept", "update_error")
+Figures = dict[str, float | int | None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A trained model on the items it is compared on. ``base``: parameters by path, as they were before training."""
+
+    model: Classifier
+    base: dict[str, Tensor]
+    layers: Sequence[Changed]
+    split: Split
+    clock: Clock
+    seed: int
+
+    def outputs(self) -> Tensor:  # shape: (items, classes)
+        return logits(self.model, self.split, self.clock, self.model.head.weight.device)
+
+    @property
+    def gold(self) -> Tensor:  # shape: (items,)
+        return torch.tensor(self.split.labels)
+
+    def on_base(self, rounding: Rounding) -> AbstractContextManager[None]:
+        return rounded_base(self.model.encoder, self.base, rounding)
+
+    def stock(self, rounding: Rounding) -> Tensor:
+        """Outputs of the rounded base alone; to be asked for inside ``on_base``."""
+        with without_adaptation(self.model.encoder, self.base, rounding):
+            return self.outputs()
+
+    def merged(self, rounding: Rounding) -> tuple[Tensor, list[Tensor]]:
+        """Outputs of the merged model, and the weights which its changed layers store."""
+        with stored_merged(self.model.encoder, self.base, rounding):
+            return self.outputs(), [layer.present() for layer in self.layers]
+
+    @cached_property
+    def exact(self) -> tuple[Tensor, Tensor]:
+        """Outputs of the float32 base, alone and with the adapter."""
+        return self.stock(EXACT), self.outputs()
+
+    @cached_property
+    def merged_into_original(self) -> Tensor:
+        """Outputs with the adapter merged into the weights it was trained on, these stored in bfloat16."""
+        return self.merged(Rounding("bfloat16"))[0]
+
+
+@torch.no_grad()
+def in_format(case: Case, format: Format, deployments: bool) -> dict[str, Any]:
+    """What ``merging`` returns for one format."""
+    nearest = Rounding(format)
+    with case.on_base(nearest):
+        stock, adapted = case.exact if format == "float32" else (case.stock(nearest), case.outputs())
+        folded, stored = case.merged(nearest)
+        if not bool(torch.stack([stock, adapted, folded]).isfinite().all()):
+            return {"overflow": True} | dict.fromkeys((*EFFECT, *MERGED, "stochastic", "deployments"))
+        weights = [(nearest(one.W) if one.trained else one.present(), one.effective()) for one in case.layers]
+
+        def figures(out: Tensor, weights_stored: list[Tensor]) -> Figures:
+            layers = (Stored(*both, S) for both, S in zip(weights, weights_stored, strict=True))
+            return compared(stock, adapted, out, case.gold) | survived(layers)
+
+        found: dict[str, Any] = {"overflow": False, **effect(stock, adapted, case.gold), **figures(folded, stored)}
+        found["stochastic"] = None if format == "float32" else figures(*case.merged(by_chance(format, case.seed)))
+        ways = {"beside": adapted, "requantised": folded} if deployments and nearest.quantises else {}
+        if ways:
+            ways["bfloat16"] = case.merged(Rounding("bfloat16"))[0]
+    found["deployments"] = deployed(case, ways) if ways else None
+    return found
+
+
+def effect(stock: Tensor, adapted: Tensor, gold: Tensor) -> Figures:
+    """How far the adapter moves the outputs, logits (items, classes), and what it is worth on labels (items,)."""
+    return {"effect": float((adapted - stock).norm() / stock.norm()), "accuracy_adapted": accuracy(adapted, gold)}
+
+
+def compared(stock: Tensor, adapted: Tensor, merged: Tensor, gold: Tensor) -> Figures:
+    """Merged against adapted, logits (items, classes) and labels (items,); all None where they are not finite."""
+    if not bool(merged.isfinite().all()):
+        return dict.fromkeys(MERGED)
+    before, after = (out.argmax(1) == gold for out in (adapted, merged))
+    return {
+        "error": relative(merged, adapted, stock),
+        "max_logit_change": (merged - adapted).abs().max().item(),
+        "flipped": (merged.argmax(1) != adapted.argmax(1)).double().mean().item(),
+        "accuracy_merged": accuracy(merged, gold),
+        "gained": int((after & ~before).sum()),
+        "lost": int((before & ~after).sum()),
+    }
+
+
+def deployed(case: Case, ways: Mapping[str, Tensor]) -> dict[str, Figures]:
+    """Ways to use the adapter where the base is quantised, by their outputs: each against the float32 base with the
+    adapter, which also gives one more way, ``original``."""
+    stock, adapted = case.exact
+    return {
+        name: {"accuracy": accuracy(out, case.gold), "error": relative(out, adapted, stock)}
+        for name, out in {**ways, "original": case.merged_into_original}.items()
+    }
+
+
+def accuracy(out: Tensor, gold: Tensor) -> float:
+    return (out.argmax(1) == gold).double().mean().item()
+
+
+def relative(out: Tensor, adapted: Tensor, stock: Tensor) -> float | None:
+    """``||out - adapted|| / ||adapted - stock||``; None where the adapter does nothing."""
+    size = (adapted - stock).norm().item()
+    return (out - adapted).norm().item() / size if size else None
