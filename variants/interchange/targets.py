@@ -1,0 +1,111 @@
+"""Which layers a configuration of PEFT's means, by PEFT's own rules, and how to say exactly which."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from variants.core.interface import Refused
+
+ALL_LINEAR = "all-linear"
+_MOST_PATTERN = 100_000  # characters; every layer of a large model by its full path takes less
+
+
+# ---- saying it ------------------------------------------------------------------------------------------------------
+
+
+def target_modules(paths: Collection[str], modules: Iterable[str]) -> list[str] | str:
+    """What PEFT is to be told to adapt these modules and no others: their paths; a regular expression where a path is
+    also the end of another module's, since PEFT takes a path for an ending."""
+    ends = tuple(f".{path}" for path in paths)
+    if any(module.endswith(ends) and module not in paths for module in modules):
+        return one_of(paths)
+    return sorted(paths)
+
+
+def one_of(paths: Iterable[str]) -> str:
+    """The regular expression that matches these paths as a whole, and nothing else."""
+    return f"(?:{'|'.join(map(re.escape, sorted(paths)))})"
+
+
+def exactly(path: str) -> str:
+    """The key by which PEFT's patterns of ranks mean this module alone: they are searched as endings otherwise."""
+    return f"^{re.escape(path)}"
+
+
+# ---- reading it -----------------------------------------------------------------------------------------------------
+
+
+def pattern_value(patterns: Mapping[str, Any], path: str, otherwise: float) -> Any:
+    """The number of the first pattern that means this path: the whole of it, or its end after a dot."""
+    for pattern, value in patterns.items():
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise Refused(f"the pattern {pattern[:80]!r} stands for a number, not {str(value)[:80]!r}")
+        if re.match(rf"(.*\.)?({checked(pattern)})$", path):
+            return value
+    return otherwise
+
+
+def check_targets(config: Mapping[str, Any]) -> None:
+    """Raises Refused unless the options that choose layers are of their types."""
+    for key in ("target_modules", "exclude_modules", "layers_pattern"):
+        value = config.get(key)
+        listed = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+        if not (value is None or isinstance(value, str) or listed):
+            raise Refused(f"{key} is a text or a list of texts, not {str(value)[:80]}")
+    chosen = config.get("layers_to_transform")
+    numbers = [] if chosen is None else chosen if isinstance(chosen, list) else [chosen]
+    if not all(isinstance(number, int) for number in numbers):
+        raise Refused(f"layers_to_transform is a number or a list of numbers, not {str(chosen)[:80]}")
+
+
+def is_target(config: Mapping[str, Any], path: str) -> bool:
+    """Whether a configuration means the module at this path. It must not say ``all-linear``, which depends on more."""
+    excluded = config.get("exclude_modules")
+    if excluded and (_fullmatch(excluded, path) if isinstance(excluded, str) else _ends(path, excluded)):
+        return False
+    targets = config.get("target_modules")
+    if not targets:
+        return False
+    if isinstance(targets, str):
+        return _fullmatch(targets, path)
+    return path in targets or (_ends(path, targets) and _in_layers(config, path))
+
+
+def _ends(path: str, names: Iterable[str]) -> bool:
+    return any(path == name or path.endswith(f".{name}") for name in names)
+
+
+def _in_layers(config: Mapping[str, Any], path: str) -> bool:
+    """By the number of the layer, where ``layers_to_transform`` chooses some."""
+    chosen = config.get("layers_to_transform")
+    if chosen is None or chosen == []:
+        return True
+    patterns = config.get("layers_pattern") or [r"[^.]*"]
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        lead = r".*?\." if pattern == r"[^.]*" else r"(?:^|.*?\.)"
+        if found := re.match(rf"{lead}{checked(pattern)}\.(?P<index>\d+)\.", path):
+            return int(found["index"]) in ([chosen] if isinstance(chosen, int) else chosen)
+    return False
+
+
+def _fullmatch(pattern: str, path: str) -> bool:
+    return re.fullmatch(checked(pattern), path) is not None
+
+
+def checked(pattern: str) -> str:
+    """The regular expression itself, unless trying it could take for ever: a file may hold any.
+
+    Raises:
+        Refused: it is no regular expression, or repeats and branches more than a choice of layers needs.
+    """
+    bare = re.sub(r"\\.|\[\^?\]?[^\]]*\]", "x", pattern, flags=re.DOTALL)
+    repeats, branching = len(re.findall(r"(?<!\()[*+?{]", bare)), len(re.findall(r"\([^()]*\|", bare))
+    if len(pattern) > _MOST_PATTERN or repeats > 6 or branching > 4 or re.search(r"\)[*+{]", bare):
+        raise Refused(f"the pattern {pattern[:80]!r} could take for ever to match: name the layers by their paths")
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise Refused(f"{pattern[:80]!r} is no regular expression: {error}") from error
+    return pattern
