@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from variants.core import States, register
-from variants.core.fields import Positive
+from variants.core.fields import NotNegative
 from variants.core.lowrank import USV, orthogonality_defects
 
 
@@ -25,8 +25,10 @@ class USVPenalty(USV):
     constraint = "soft: U, V orthonormal (penalty)"
     orthonormal = ("U", "V")
     form: Literal["squared", "norm"] = "squared"
-    penalty_weight: Positive = 0.1
+    penalty_weight: NotNegative = 0.1  # 0: the same three factors without any constraint, to compare with
 
-    def penalty(self, states: States) -> Tensor:
+    def penalty(self, states: States) -> Tensor | None:
+        if not self.penalty_weight:
+            return None
         defects = orthogonality_defects(states, self.orthonormal)
         return self.penalty_weight * (defects.square().sum() if self.form == "squared" else defects.mean())

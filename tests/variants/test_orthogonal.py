@@ -112,7 +112,7 @@ def test_published_counts(variant: Variant, layers: dict[tuple[int, int], int], 
 @pytest.mark.parametrize(
     ("name", "wrong", "message"),
     [
-        ("usv_penalty", {"penalty_weight": 0.0}, "penalty_weight is a positive number"),
+        ("usv_penalty", {"penalty_weight": -0.1}, "penalty_weight is a number from 0"),
         ("polar", {"attraction": 0.0}, "attraction is a positive number"),
         ("stella", {"width": 0}, "width is a whole number from 1"),
         ("oft", {"block": 0}, "block is a whole number from 1"),
