@@ -112,12 +112,11 @@ import dataclasses
 import json
 import logging
 import shlex
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 app = typer.Typer(
     help="Which member of the LoRA / SVD family should I use, and what does it really cost?",
@@ -204,6 +203,7 @@ def plan(
     from evaluation.comparison import make_plan
     from evaluation.display import duration
     from evaluation.estimate import estimate
+    from evaluation.listing import plan_table
     from evaluation.machine import cores
     from evaluation.store import look
 
@@ -212,28 +212,8 @@ def plan(
     directory = out or Path("results") / made.suite.name
     records = look(directory, console.print) if (directory / "runs").is_dir() else {}
     rows, seconds = estimate(made, records, workers)
-    table = Table("method", "stage", "learning rates or seeds", "runs left", "runs done", "about", box=box.SIMPLE_HEAD)
-    for row in rows:
-        table.add_row(
-            row["method"],
-            row["stage"],
-            setting(made, row),
-            str(row["runs"]),
-            str(row["done"]),
-            duration(row["seconds"]),
-        )
-    console.print(table)
+    console.print(plan_table(made, rows))
     console.print(f"about {duration(seconds)} on {workers} workers, start-up and report not counted")
-
-
-def setting(made: Any, row: dict[str, Any]) -> str:
-    """What varies within one row of the plan."""
-    if row["stage"] == "speed":
-        return f"{made.suite.speed.rounds} interleaved rounds"
-    if row["stage"] == "final":
-        return f"seeds 1 to {made.suite.protocol.seeds} at the best rate"
-    entry = next(e for e in made.suite.methods if e.label == row["method"])
-    return ", ".join(f"{run.lr:g}" for run in made.search(entry))
 
 
 @app.command()
@@ -242,23 +222,10 @@ def status(directory: Annotated[Path, typer.Argument(help="A results folder.")])
 
     Example: python3 tasks.py status results/quick
     """
-    from collections import Counter
-
+    from evaluation.listing import status_table
     from evaluation.store import look
 
-    records = look(directory, console.print)
-    counts = Counter(
-        (
-            r.run.method.name if r.run.kind == "score" else "all",
-            r.run.stage if r.run.kind == "score" else "speed",
-            r.status,
-        )
-        for r in records.values()
-    )
-    table = Table("method", "stage", "status", "runs", box=box.SIMPLE_HEAD)
-    for (name, stage, state), n in sorted(counts.items()):
-        table.add_row(name, stage, state, str(n))
-    console.print(table)
+    console.print(status_table(look(directory, console.print).values()))
 
 
 @app.command()
@@ -281,6 +248,7 @@ def variants(
     Example: python3 tasks.py variants pissa
     """
     from evaluation.catalogue import IN_SHORT, capabilities
+    from evaluation.listing import in_words
 
     known = method_names(plugin)
     cards = [capabilities(name) for name in names or known]
@@ -362,6 +330,7 @@ def params(
 
     Example: python3 tasks.py params --model gpt3-175b --variants lora,pissa --targets q,v --budget 0.1%
     """
+    from evaluation.listing import sizes_table
     from evaluation.sizes import sizes
 
     known = method_names(plugin)
@@ -369,20 +338,122 @@ def params(
     if as_json:
         print(json.dumps(dataclasses.asdict(counted), indent=1))
         return
-    table = Table("method", "size", box=box.SIMPLE_HEAD)
-    for column in ("trainable", "share", "file", "optimiser", "gradients"):
-        table.add_column(column, justify="right")
-    for row in counted.methods:
-        share = "-" if row.share is None else "< 0.001 %" if 0 < row.share < 1e-5 else f"{100 * row.share:.3g} %"
-        counts = ["-" if row.trainable is None else f"{row.trainable:,}", share]
-        memory = map(in_bytes, (row.file_bytes, row.optimiser_bytes, row.gradient_bytes))
-        table.add_row(row.method, row.size, *counts, *memory)
-    console.print(table)
+    console.print(sizes_table(counted))
     for row in counted.methods:
         if row.note:
             console.print(f"{row.method}: {row.note}", soft_wrap=True)
     limit = "" if counted.budget is None else f"; at most {counted.budget:,} to train"
     console.print(f"{model}: {counted.parameters:,} parameters, {counted.layers} layers adapted ({targets}){limit}")
+
+
+RunName = Annotated[str, typer.Argument(help="RESULTS/METHOD, as in results/quick/lora; or a folder of adapter files.")]
+Model = Annotated[str | None, typer.Option(help="The base of an adapter that comes as files.")]
+Prefix = Annotated[str, typer.Option(help="Where the base sits in the model that PEFT loads, such as bert.")]
+
+
+class StoredAs(StrEnum):
+    """Formats in which a plain model can be stored."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+@app.command()
+def merge(
+    run: RunName,
+    to: Annotated[Path | None, typer.Option(help="Write the merged model there; default: only measure.")] = None,
+    stored_as: Annotated[StoredAs, typer.Option("--format", help="In which it is stored.")] = StoredAs.float32,
+    by_chance: Annotated[bool, typer.Option(help="Round stochastically instead of to nearest.")] = False,
+    seed: Annotated[int, typer.Option(help="Of stochastic rounding.")] = 0,
+    items: Annotated[int, typer.Option(min=1, help="Test items to measure with.")] = 200,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what merging does to a trained adapter in every storage format; write the merged model.
+
+    Example: python3 tasks.py merge results/quick/lora --to merged --format bfloat16
+    """
+    from evaluation.exchange import merge_behaviour, source, write_merged
+    from evaluation.listing import merging_table
+    from evaluation.spec import Merging
+
+    found = source(run, model)
+    if found.kept is not None:
+        behaviour = merge_behaviour(found.kept, Merging(items=items))
+        if as_json:
+            print(json.dumps(behaviour, indent=1))
+        else:
+            console.print(merging_table(behaviour))
+    if to is not None:
+        said = write_merged(found, to, stored_as.value, seed if by_chance else None)
+        console.print(f"{said}: {to}", soft_wrap=True)
+
+
+class Target(StrEnum):
+    """What an adapter can be written as."""
+
+    peft = "peft"
+    merged = "merged"
+
+
+@app.command()
+def export(
+    run: RunName,
+    to: Annotated[Target, typer.Option(help="An adapter for PEFT, or a plain merged model.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    prefix: Prefix = "",
+    model: Model = None,
+) -> None:
+    """Write a trained adapter for PEFT, or as a plain model of transformers.
+
+    Example: python3 tasks.py export results/quick/pissa --to peft --out pissa-for-peft
+    """
+    from evaluation.exchange import source, write_merged, write_peft
+
+    found = source(run, model)
+    said = write_peft(found, out, prefix) if to is Target.peft else write_merged(found, out)
+    console.print(f"{said}: {out}", soft_wrap=True)
+
+
+@app.command(name="import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="What PEFT's save_pretrained wrote.")],
+    model: Annotated[str, typer.Option(help="The base model which it was trained on.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    prefix: Prefix = "",
+) -> None:
+    """Turn an adapter of PEFT into adapter files of ours, which merge and export take.
+
+    Example: python3 tasks.py import peft-adapter --model minilm --out adapter
+    """
+    from evaluation.exchange import read_peft
+
+    console.print(f"{read_peft(folder, model, out, prefix)}: {out}", soft_wrap=True)
+
+
+@app.command()
+def combine(
+    runs: Annotated[list[str], typer.Argument(help="Two or more: RESULTS/METHOD, as in results/quick/lora.")],
+    how: Annotated[str, typer.Option(help="Ways, separated by commas, or all.")] = "all",
+    rank: Annotated[int, typer.Option(min=1, help="Of the truncated sum.")] = 8,
+    density: Annotated[float, typer.Option(help="Share of the numbers which TIES and DARE keep.")] = 0.2,
+    items: Annotated[int, typer.Option(min=1, help="Test items of each task.")] = 500,
+    seed: Annotated[int, typer.Option(help="Of what DARE drops.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Combine adapters that were trained on different tasks, and score what each task keeps.
+
+    Example: python3 tasks.py combine results/quick/lora results/polarity/lora
+    """
+    from evaluation.combination import chosen_ways, combined_scores
+    from evaluation.kept import find
+
+    kept, ways = [find(run) for run in runs], chosen_ways(how)
+    with console.status("scoring ...") as status:
+        say = lambda done: status.update(f"scored {done} ...")  # noqa: E731
+        rows = combined_scores(kept, ways, rank=rank, density=density, items=items, seed=seed, say=say)
+    listing(rows, as_json)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -422,35 +493,12 @@ def parsed(changes: list[str]) -> dict[str, str]:
 
 def listing(rows: list[dict[str, Any]], as_json: bool) -> None:
     """Prints rows of equal keys as a table or as JSON."""
+    from evaluation.listing import rows_table
+
     if as_json:
         print(json.dumps(rows, indent=1))
-        return
-    headings = [key.replace("_", " ") for key in rows[0]]
-    table = Table(*headings, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    for row in rows:
-        table.add_row(*map(in_words, row.values()))
-    console.print(table)
-
-
-def in_words(value: object) -> str:
-    """A JSON value as a table shows it."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None or value == []:
-        return "-"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def in_bytes(number: int | None) -> str:
-    """Bytes as people read them."""
-    if number is None:
-        return "-"
-    units = ["B", "kB", "MB", "GB", "TB"]
-    power = 0
-    while number / 1000**power >= 999.5 and power < len(units) - 1:
-        power += 1
-    value = number / 1000**power
-    return f"{value:,.0f} {units[power]}" if value >= 100 else f"{value:.3g} {units[power]}"
+    else:
+        console.print(rows_table(rows))
 
 
 def print_report(directory: Path) -> None:

@@ -12,20 +12,22 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluation.engines.local import Progress
-from evaluation.spec import Record, ScoreRun, SpeedRun, Suite
+from evaluation.spec import QuantisedRun, Record, Run, SpeedRun, Suite
 
 
-def label_of(suite: Suite, run: ScoreRun | SpeedRun) -> str:
+def label_of(suite: Suite, run: Run) -> str:
     """The label under which the suite lists the run's method."""
-    if isinstance(run, SpeedRun):
+    if isinstance(run, SpeedRun | QuantisedRun):
         return "all methods"
     return next((e.label for e in suite.methods if e.method == run.method), run.method.name)
 
 
-def describe(suite: Suite, run: ScoreRun | SpeedRun) -> str:
+def describe(suite: Suite, run: Run) -> str:
     """A run in a few words."""
     if isinstance(run, SpeedRun):
         return f"speed of all methods, {run.threads} threads"
+    if isinstance(run, QuantisedRun):
+        return "starts on a quantised base"
     return f"{label_of(suite, run)}, lr {run.lr:g}, seed {run.seed} ({run.stage})"
 
 
@@ -33,7 +35,7 @@ def outcome(record: Record) -> str:
     """A record's result in a few words."""
     if record.status != "done":
         return f"{record.status}: {(record.error or '').splitlines()[0]}"
-    if isinstance(record.run, SpeedRun):
+    if isinstance(record.run, SpeedRun | QuantisedRun):
         return "measured"
     return f"{record.run.split} accuracy {100 * record.measures['score']['accuracy']:.1f} %"
 

@@ -33,7 +33,7 @@ def estimate(plan: Plan, records: dict[str, Record], workers: int) -> tuple[list
     rows, total = [], 0.0
     for tally in plan.tallies(records):
         seconds = tally.left * _seconds(plan, probes, tally)
-        total += seconds / (1 if tally.entry is None else workers)
+        total += seconds / (1 if tally.stage == "speed" else workers)
         label = "all" if tally.entry is None else tally.entry.label
         rows.append({"method": label, "stage": tally.stage, "runs": tally.left, "done": tally.done, "seconds": seconds})
     return rows, total
@@ -43,6 +43,8 @@ def _seconds(plan: Plan, probes: dict[str, dict[str, float]], tally: Tally) -> f
     """Of one run of a tally."""
     if tally.entry is not None:
         return probes[tally.entry.label][tally.stage]
+    if tally.stage == "quantised":
+        return max(probe["final"] for probe in probes.values())  # a guess: decompositions, and many evaluations
     assert plan.suite.speed is not None
     return sum(p["step"] for p in probes.values()) * (plan.suite.speed.warmup + plan.suite.speed.rounds)
 
@@ -71,5 +73,5 @@ def _seconds_of_runs(plan: Plan, entry: Entry, bench: Workbench) -> dict[str, fl
     search = attached + training.steps * step + len(data.validation) * item
     final = attached + training.steps * step + len(data.test) * item
     if plan.suite.merging:
-        final += 4 * len(plan.suite.merging.formats) * plan.suite.merging.items * item / plan.suite.protocol.seeds
+        final += 4 * len(plan.suite.merging.formats) * plan.suite.merging.items * item / plan.suite.seeds_of(entry)
     return {"step": step, "search": search, "final": final}

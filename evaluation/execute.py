@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,15 +15,18 @@ from evaluation.benchmarks import load_benchmark
 from evaluation.calibration import Statistics, calibrate, digest
 from evaluation.clock import Clock
 from evaluation.data import Data, axis_seed, tokenise, training_batches
+from evaluation.kept import keep
 from evaluation.machine import environment
 from evaluation.measures.merging import merging
 from evaluation.measures.parameters import parameters
+from evaluation.measures.quantised import quantised
 from evaluation.measures.score import score
 from evaluation.measures.speed import random_batch, speed
+from evaluation.measures.start import start
 from evaluation.models import Base, load_base
 from evaluation.mounting import mounted
 from evaluation.protocol import source_digest
-from evaluation.spec import Calibration, Record, ScoreRun, SpeedRun, Suite, Unusable, key
+from evaluation.spec import Calibration, QuantisedRun, Record, Run, ScoreRun, SpeedRun, Suite, Unusable, key
 from evaluation.training import Classifier, Diverged, Trainer, logits, seeded
 from variants.core import Refused, Variant, create, method
 
@@ -46,7 +50,7 @@ class Workbench:
             self._data[max_length] = tokenise(load_benchmark(self.benchmark), self.base.tokenizer, max_length)
         return self._data[max_length].head(limit)
 
-    def check_identity(self, run: ScoreRun | SpeedRun) -> None:
+    def check_identity(self, run: Run) -> None:
         """Raises ValueError unless model, data and methods are those whose digests the run, and so its record, has."""
         here = self.model, self.benchmark, self.base.digest, load_benchmark(self.benchmark).digest
         if here != (run.model, run.benchmark, run.identity.model, run.identity.data):
@@ -80,8 +84,11 @@ class Workbench:
         return calibrate(model, where, variant.needs, [batch])
 
 
-def execute(run: ScoreRun | SpeedRun, bench: Workbench) -> Record:
+def execute(run: Run, bench: Workbench, folder: Path | None = None) -> Record:
     """Carries out one run. Divergence is a result; anything else that goes wrong is raised.
+
+    Args:
+        folder: where a run that keeps its trained adapter leaves it.
 
     Raises:
         ValueError: the workbench holds another model or other data than the run names.
@@ -95,9 +102,12 @@ def execute(run: ScoreRun | SpeedRun, bench: Workbench) -> Record:
         classes = bench.data(run.training.max_length, run.limit).classes
         measures["speed"] = speed(run, bench.base.encoder, bench.base.hidden, classes, bench.device)
         seconds = measures["speed"].pop("seconds")
+    elif isinstance(run, QuantisedRun):
+        measures["quantised"] = _quantised(run, bench, clock)
+        seconds = clock.seconds()
     else:
         try:
-            _score(run, bench, clock, measures)
+            _score(run, bench, clock, measures, folder)
         except Diverged as reason:
             diverged = str(reason)
         seconds = clock.seconds()
@@ -112,7 +122,7 @@ def execute(run: ScoreRun | SpeedRun, bench: Workbench) -> Record:
     )
 
 
-def _score(run: ScoreRun, bench: Workbench, clock: Clock, measures: dict[str, Any]) -> None:
+def _score(run: ScoreRun, bench: Workbench, clock: Clock, measures: dict[str, Any], folder: Path | None) -> None:
     """Trains and measures; what was measured before a divergence stays in ``measures``."""
     data = bench.data(run.training.max_length, run.limit)
     variant = create(run.method.name, run.method.hyperparameters)
@@ -131,17 +141,28 @@ def _score(run: ScoreRun, bench: Workbench, clock: Clock, measures: dict[str, An
             encoder = stack.enter_context(mounted(base, variant, run.where, adapter_seed, dropout, stats))
         model = Classifier(encoder, bench.base.hidden, data.classes, head_seed).to(bench.device)
         measures["parameters"] = parameters(encoder, variant)
+        split = data.validation if run.split == "validation" else data.test
+        if run.merging:
+            measures["start"] = start(model, variant, split, run.merging, clock)
         measures["training"] = {"loss": []}
         _train(run, model, variant, data, bench.device, clock, measures["training"]["loss"])
-        split = data.validation if run.split == "validation" else data.test
         outputs = logits(model, split, clock, bench.device, run.training.precision)
         if not bool(torch.isfinite(outputs).all()):
             raise Diverged("the outputs after training are not finite")
         measures["score"] = score(outputs, split)
+        if run.keep and folder is not None:
+            keep(folder, model, variant)
         if run.merging:
             measures["merging"] = merging(model, variant, stock, split, run.merging, clock, run.seed)
     if run.merging:
         measures["merging"]["restored"] = same_bits(base, stock)
+
+
+def _quantised(run: QuantisedRun, bench: Workbench, clock: Clock) -> dict[str, Any]:
+    """Under a fresh head: no label is looked at."""
+    spec, data = run.quantised, bench.data(run.training.max_length, run.limit)
+    model = Classifier(bench.base.encoder, bench.base.hidden, data.classes, axis_seed("head", 0)).to(bench.device)
+    return quantised(model, run.where, spec.formats, spec.ranks, data.test.head(spec.items), clock)
 
 
 def _calibrated(run: ScoreRun, spec: Calibration, model: Classifier, variant: Variant, data: Data) -> Statistics:

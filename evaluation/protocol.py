@@ -17,13 +17,27 @@ import sysconfig
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 from evaluation.architectures import Architecture, architecture, layers
 from evaluation.sizes import parsed_budget
-from evaluation.spec import Entry, Identity, Merging, Method, Record, ScoreRun, SpeedRun, Suite, Unusable, key
+from evaluation.spec import (
+    Entry,
+    Identity,
+    Merging,
+    Method,
+    QuantisedRun,
+    Record,
+    Run,
+    ScoreRun,
+    SpeedRun,
+    Suite,
+    Unusable,
+    key,
+)
 from variants import core
 from variants.core import Refused, UnknownHyperparameter, UnknownMethod, Variant, create, method
 from variants.core.budget import largest
@@ -50,50 +64,66 @@ class Plan:
     device: str
     threads: int
 
-    def runs(self, records: Mapping[str, Record]) -> list[ScoreRun | SpeedRun]:
+    def runs(self, records: Mapping[str, Record]) -> list[Run]:
         """Every run that is known to be needed, given the records so far: a method's final runs appear when its search
         is complete, the speed run when nothing else is left."""
         entries = costly_first(self.suite.methods)
         searches = [self.search(entry) for entry in entries]
         # Rate by rate, so that after the first round the time of every method's runs is known.
-        found: list[ScoreRun | SpeedRun] = [run for rank in zip(*searches, strict=True) for run in rank]
-        for entry, search in zip(entries, searches, strict=True):
-            best = chosen_rate(search, records)
+        found: list[Run] = [run for rank in zip_longest(*searches) for run in rank if run is not None]
+        for entry in entries:
+            best = self.rate(entry, records)
             if best is not None:
                 found += self.final(entry, best)
+        if self.suite.quantised:
+            found.append(self.quantised_run())
         if self.suite.speed and all(key(run) in records for run in found):
             found.append(self.speed_run())
         return found
 
     def total(self) -> int:
         """How many runs the suite has when no learning-rate search diverges altogether."""
-        return len(self.suite.methods) * (self.suite.protocol.points + self.suite.protocol.seeds) + bool(
-            self.suite.speed
-        )
+        suite = self.suite
+        scores = sum(len(self.search(entry)) + suite.seeds_of(entry) for entry in suite.methods)
+        return scores + bool(suite.quantised) + bool(suite.speed)
 
     def tallies(self, records: Mapping[str, Record]) -> list[Tally]:
         """What of each method and stage is recorded, and what is left; runs of another setting do not count."""
         found = []
         for entry in costly_first(self.suite.methods):
             search = self.search(entry)
-            best = chosen_rate(search, records)
+            best = self.rate(entry, records)
             lost = best is None and all(key(run) in records for run in search)
             final = [] if best is None else self.final(entry, best)
-            expected = {"search": len(search), "final": 0 if lost else self.suite.protocol.seeds}
+            expected = {"search": len(search), "final": 0 if lost else self.suite.seeds_of(entry)}
             for stage, runs in (("search", search), ("final", final)):
                 done = sum(key(run) in records for run in runs)
-                found.append(Tally(entry, stage, done, expected[stage] - done))
-        if self.suite.speed:
-            done = int(key(self.speed_run()) in records)
-            found.append(Tally(None, "speed", done, 1 - done))
+                if expected[stage] or runs:
+                    found.append(Tally(entry, stage, done, expected[stage] - done))
+        for run in self._of_all_methods():
+            done = int(key(run) in records)
+            found.append(Tally(None, run.kind, done, 1 - done))
         return found
 
+    def _of_all_methods(self) -> list[QuantisedRun | SpeedRun]:
+        suite = self.suite
+        found: list[QuantisedRun | SpeedRun] = [self.quantised_run()] if suite.quantised else []
+        return [*found, self.speed_run()] if suite.speed else found
+
     def search(self, entry: Entry) -> list[ScoreRun]:
-        rates = grid(self.centre(entry), self.suite.protocol.points, self.suite.protocol.per_decade)
-        return [self._score_run(entry, "search", rate, SEARCH_SEED) for rate in rates]
+        """The runs among which a method's learning rate is chosen; none where there is only one."""
+        points = self.suite.points_of(entry)
+        rates = grid(self.centre(entry), points, self.suite.protocol.per_decade)
+        return [self._score_run(entry, "search", rate, SEARCH_SEED) for rate in rates] if points > 1 else []
+
+    def rate(self, entry: Entry, records: Mapping[str, Record]) -> float | None:
+        """The learning rate of the final runs: the only one there is, or the best of the search; None until then."""
+        if self.suite.points_of(entry) == 1:
+            return grid(self.centre(entry), 1, self.suite.protocol.per_decade)[0]
+        return chosen_rate(self.search(entry), records)
 
     def final(self, entry: Entry, rate: float) -> list[ScoreRun]:
-        return [self._score_run(entry, "final", rate, 1 + i) for i in range(self.suite.protocol.seeds)]
+        return [self._score_run(entry, "final", rate, 1 + i) for i in range(self.suite.seeds_of(entry))]
 
     def speed_run(self) -> SpeedRun:
         assert self.suite.speed is not None
@@ -107,6 +137,10 @@ class Plan:
             **self._common(self.suite.methods),
         )
 
+    def quantised_run(self) -> QuantisedRun:
+        assert self.suite.quantised is not None
+        return QuantisedRun(where=self.suite.where, quantised=self.suite.quantised, **self._common(()))
+
     def centre(self, entry: Entry) -> float:
         """The middle of a method's grid: its own ``lr`` in the suite, else the prior relative to LoRA's."""
         if entry.lr is not None:
@@ -115,7 +149,8 @@ class Plan:
         return self.suite.training.head_lr if cls.trains == "head" else self.suite.protocol.lr * cls.lr_ratio
 
     def _score_run(self, entry: Entry, stage: Literal["search", "final"], rate: float, seed: int) -> ScoreRun:
-        merging: Merging | None = self.suite.merging if stage == "final" and seed == 1 else None
+        first = stage == "final" and seed == 1
+        merging: Merging | None = self.suite.merging if first else None
         return ScoreRun(
             stage=stage,
             method=entry.method,
@@ -125,8 +160,14 @@ class Plan:
             where=self.suite.layers_of(entry),
             merging=merging,
             calibration=self.suite.calibration if method(entry.method.name).needs else None,
+            keep=self._keeps(entry, stage, first),
             **self._common((entry,)),
         )
+
+    def _keeps(self, entry: Entry, stage: str, first: bool) -> bool:
+        """Whether a run keeps its trained adapter. A peer's belongs to its own library."""
+        wanted = {"all": stage == "final", "first": first, "none": False}[self.suite.keep]
+        return wanted and ":" not in entry.method.name
 
     def _common(self, entries: tuple[Entry, ...]) -> dict[str, Any]:
         suite = self.suite

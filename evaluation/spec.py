@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from variants.core.registry import suggestion
 from variants.core.rounding import FORMATS, Format
 
-FORMAT = 2  # raise when the meaning of a run or a record changes: older records are then computed again
+FORMAT = 3  # raise when the meaning of a run or a record changes: older records are then computed again
 SUITES = Path(__file__).parent / "suites"
 
 # Strict: `steps = true` and `base_dropout = "no"` are mistakes, not the numbers that Python could read into them.
@@ -55,14 +55,20 @@ class Method(_Frozen):
         return {"name": value.get("name"), "hyperparameters": {k: v for k, v in value.items() if k != "name"}}
 
 
+ENTRY_KEYS = ("label", "lr", "where", "points", "seeds")  # of an entry itself; all others are hyperparameters
+
+
 class Entry(_Frozen):
-    """A method as a suite lists it: under a label, perhaps with its own centre of the learning-rate grid, and on layers
-    of its own (a bottleneck adapter belongs elsewhere than LoRA)."""
+    """A method as a suite lists it: under a label, perhaps with its own centre of the learning-rate grid, on layers of
+    its own (a bottleneck adapter belongs elsewhere than LoRA), or with a search and seeds of its own, where some
+    methods are to be compared in more depth than the others."""
 
     label: str
     method: Method
     lr: Positive | None = None
     where: Names | None = None
+    points: Count | None = None
+    seeds: Count | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -71,7 +77,7 @@ class Entry(_Frozen):
             return value
         if "name" not in value:
             raise ValueError("a method needs a `name`")
-        own = {k: v for k, v in value.items() if k in ("label", "lr", "where")}
+        own = {k: v for k, v in value.items() if k in ENTRY_KEYS}
         return {"label": value["name"], **own, "method": {k: v for k, v in value.items() if k not in own}}
 
 
@@ -94,7 +100,7 @@ class Training(_Frozen):
 
 class Protocol(_Frozen):
     """How learning rates and seeds are chosen. ``lr`` is the centre of LoRA's grid; a method's own centre is that times
-    its ``lr_ratio``."""
+    its ``lr_ratio``. With one point there is nothing to search: final runs use the centre."""
 
     lr: Positive = 5e-3
     points: Count = 3
@@ -114,12 +120,22 @@ class Merging(_Frozen):
 
 
 class Speed(_Frozen):
-    """The shape on which speed is measured: batch_size sequences of the same number of tokens."""
+    """The shape on which speed is measured: batch_size sequences of the same number of tokens. Latency, of that batch
+    and of a single token, has rounds of its own."""
 
     batch_size: Count = 16
     tokens: Count = 16
     warmup: Count = 3
     rounds: Count = 15
+    latency_rounds: Count = 15
+
+
+class Quantised(_Frozen):
+    """Starts on a quantised base (QLoRA, LoftQ, QPiSSA), compared on test items at these ranks."""
+
+    ranks: Annotated[tuple[Count, ...], Field(min_length=1)] = (4, 8, 16, 32)
+    formats: Annotated[tuple[Literal["int8", "nf4"], ...], Field(min_length=1)] = ("int8", "nf4")
+    items: Count = 100
 
 
 class Calibration(_Frozen):
@@ -142,10 +158,21 @@ class Suite(_Frozen):
     protocol: Protocol = Protocol()
     merging: Annotated[Merging | None, BeforeValidator(_off)] = Merging()
     speed: Annotated[Speed | None, BeforeValidator(_off)] = Speed()
+    quantised: Quantised | None = None
     calibration: Calibration = Calibration()
+    # Which final runs keep their trained adapter, to merge, export or combine it: each method's first, all, or none.
+    keep: Literal["first", "all", "none"] = "first"
     limit: Count | None = None  # at most so many examples of each split, for tests
     # Trainable parameters for every method that has a size and does not give it: a number, or a share such as "0.3%".
     budget: Annotated[str, BeforeValidator(lambda v: str(v) if type(v) is int else v)] | None = None
+
+    def points_of(self, entry: Entry) -> int:
+        """The learning rates that are tried for a method; with one, there is no search."""
+        return entry.points or self.protocol.points
+
+    def seeds_of(self, entry: Entry) -> int:
+        """The final runs of a method."""
+        return entry.seeds or self.protocol.seeds
 
     def layers_of(self, entry: Entry) -> tuple[str, ...]:
         """The patterns of the layers which a method goes onto."""
@@ -189,6 +216,7 @@ class ScoreRun(_Frozen):
     training: Training
     merging: Merging | None
     calibration: Calibration | None = None  # only for methods that need one
+    keep: bool = False  # the trained adapter and head lie beside the record
     device: str
     identity: Identity
 
@@ -211,10 +239,24 @@ class SpeedRun(_Frozen):
     identity: Identity
 
 
-Run = Annotated[ScoreRun | SpeedRun, Field(discriminator="kind")]
+class QuantisedRun(_Frozen):
+    """Measure, without training, what starts on a quantised base do to its weights and outputs."""
+
+    kind: Literal["quantised"] = "quantised"
+    model: str
+    benchmark: str
+    where: Names
+    quantised: Quantised
+    limit: Count | None
+    training: Training
+    device: str
+    identity: Identity
 
 
-def key(run: ScoreRun | SpeedRun) -> str:
+Run = Annotated[ScoreRun | SpeedRun | QuantisedRun, Field(discriminator="kind")]
+
+
+def key(run: Run) -> str:
     """The run's name in the store: 16 hex digits of the hash of its canonical JSON."""
     text = json.dumps(run.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -223,10 +265,10 @@ def key(run: ScoreRun | SpeedRun) -> str:
 class Record(_Frozen):
     """What one run gave. The only thing that reports see; every field is plain JSON.
 
-    ``measures`` holds one entry a measurement: ``parameters``, ``score`` and ``merging`` for a score run, ``speed`` for
-    a speed run; each measure's module says what its entry contains. ``seconds`` sums the wall time of the run by what
-    was done (forward, backward, optimiser, hooks, evaluation, ...). A diverged run is a result; a failed one is
-    computed again when the suite is started again.
+    ``measures`` holds one entry a measurement: ``parameters``, ``start``, ``score`` and ``merging`` for a score run,
+    ``speed`` for a speed run, ``quantised`` for a quantised run; each measure's module says what its entry contains.
+    ``seconds`` sums the wall time of the run by what was done (forward, backward, optimiser, hooks, evaluation, ...). A
+    diverged run is a result; a failed one is computed again when the suite is started again.
     """
 
     key: str
@@ -289,6 +331,7 @@ def _known_keys(place: tuple[int | str, ...]) -> list[str]:
         "protocol": Protocol,
         "merging": Merging,
         "speed": Speed,
+        "quantised": Quantised,
         "calibration": Calibration,
     }
     model: type[BaseModel] = sections.get(str(place[0]), Suite) if len(place) > 1 else Suite

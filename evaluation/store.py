@@ -54,14 +54,25 @@ class Store:
     def close(self) -> None:
         self._lock.release()
 
+    def begin(self, key: str) -> Path:
+        """An empty folder for what a run leaves beside its record, such as its adapter; ``put`` or ``drop`` follows."""
+        partial = self._begun(key)
+        with writing(self.directory):
+            self.drop(key)  # left by a worker that died
+            partial.mkdir()
+        return partial.absolute()
+
+    def drop(self, key: str) -> None:
+        """Removes what a run without a result left."""
+        shutil.rmtree(self._begun(key), ignore_errors=True)
+
     def put(self, record: Record) -> None:
-        """Adds a record; one with the same key is replaced."""
-        final = self.directory / "runs" / record.key
-        partial = final.with_name(f".{record.key}")
+        """Adds a record, with what its run left in the folder of ``begin``; one with the same key is replaced."""
+        final, partial = self.directory / "runs" / record.key, self._begun(record.key)
         body = record.model_dump(mode="json")
         with writing(self.directory):
             try:
-                partial.mkdir()
+                partial.mkdir(exist_ok=True)
                 with open(partial / "record.json", "w", encoding="utf-8") as file:
                     json.dump({"sha256": digest(body), "record": body}, file, ensure_ascii=False)
                     file.flush()
@@ -73,6 +84,9 @@ class Store:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
         self.records[record.key] = record
+
+    def _begun(self, key: str) -> Path:
+        return self.directory / "runs" / f".{key}"
 
     def _set_aside(self, folder: Path, why: str) -> None:
         place = self.directory / "damaged"

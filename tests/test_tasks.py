@@ -89,7 +89,7 @@ def test_listings_as_json(verb: Callable[..., Said], name: str) -> None:
     assert all(row["name"] for row in rows)
     if name == "variants":
         cards = {row["name"]: row for row in rows}
-        assert len(cards) == 39
+        assert len(cards) == 40
         ranks = {"lora": "r", "pissa": "2r", "dora": None, "svf": "min(out, in)", "adapter": None}
         assert {name: cards[name]["lora_rank"] for name in ranks} == ranks
         assert cards["eva"]["needs"] == ["covariance", "mean"]

@@ -17,10 +17,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.protocol import Plan
-from evaluation.spec import Record, ScoreRun, SpeedRun, Suite, Unusable, key
+from evaluation.spec import Record, Run, ScoreRun, SpeedRun, Suite, Unusable, key
 from evaluation.store import Store
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Progress:
 
     done: int
     total: int
-    running: list[ScoreRun | SpeedRun] = field(default_factory=list)
+    running: list[Run] = field(default_factory=list)
     seconds_left: float | None = None
     latest: Record | None = None
 
@@ -72,7 +73,7 @@ class LocalEngine:
     def __init__(self, plan: Plan, store: Store, workers: int, plugins: list[str], show: Callable[[Progress], None]):
         self.plan, self.store, self.workers, self.plugins, self.show = plan, store, workers, plugins, show
         self.pool: ProcessPoolExecutor | None = None
-        self.futures: dict[Future[Record], tuple[ScoreRun | SpeedRun, float]] = {}
+        self.futures: dict[Future[Record], tuple[Run, float]] = {}
         self.suspects: set[str] = set()  # were in flight when a worker died; tried once more, alone
         self.failed: dict[str, Record] = {}  # not stored: they are tried again by the next command
         self.account = Account()
@@ -95,7 +96,7 @@ class LocalEngine:
         return self.account
 
     # ---- scheduling -------------------------------------------------------------------------------------------------
-    def _pending(self) -> list[ScoreRun | SpeedRun]:
+    def _pending(self) -> list[Run]:
         known = self.store.records | self.failed
         running = {key(run) for run, _ in self.futures.values()}
         return [run for run in self.plan.runs(known) if key(run) not in known and key(run) not in running]
@@ -113,19 +114,20 @@ class LocalEngine:
                 if future in self.futures:  # collecting one whose worker died collects all the others too
                     self._collect(future)
 
-    def _submit(self, run: ScoreRun | SpeedRun) -> None:
+    def _submit(self, run: Run) -> None:
+        folder = self.store.begin(key(run))
         try:
-            future = self._executor().submit(_work, run)
+            future = self._executor().submit(_work, run, folder)
         except BrokenProcessPool:  # a worker died since the last look
             self._drop_pool()
-            future = self._executor().submit(_work, run)
+            future = self._executor().submit(_work, run, folder)
         self.futures[future] = run, time.perf_counter()
 
-    def _fits(self, run: ScoreRun | SpeedRun) -> bool:
+    def _fits(self, run: Run) -> bool:
         running = [run for run, _ in self.futures.values()]
         return not running or (len(running) < self.workers and not any(map(self._alone, [run, *running])))
 
-    def _alone(self, run: ScoreRun | SpeedRun) -> bool:
+    def _alone(self, run: Run) -> bool:
         return isinstance(run, SpeedRun) or key(run) in self.suspects
 
     def _collect(self, future: Future[Record]) -> None:
@@ -141,6 +143,7 @@ class LocalEngine:
         self.account.computed += 1
         if record.status == "failed":
             self.failed[record.key] = record
+            self.store.drop(record.key)
         else:
             self.store.put(record)
         self._book(record, time.perf_counter() - began)
@@ -218,8 +221,11 @@ def seconds_left(plan: Plan, records: dict[str, Record], workers: int) -> float 
 
     total = 0.0
     for tally in plan.tallies(records):
-        if tally.entry is None:  # runs alone, while the other workers wait
+        if tally.stage == "speed":  # runs alone, while the other workers wait
             total += tally.left * workers * _speed_guess(plan, scores)
+            continue
+        if tally.entry is None:
+            total += tally.left * (mean(scores) or 0.0)
             continue
         same_stage = [r for r in scores if isinstance(r.run, ScoreRun) and r.run.stage == tally.stage]
         same = [r for r in same_stage if isinstance(r.run, ScoreRun) and r.run.method == tally.entry.method]
@@ -234,7 +240,7 @@ def _speed_guess(plan: Plan, scores: list[Record]) -> float:
     return step * (plan.suite.speed.warmup + plan.suite.speed.rounds) * (len(plan.suite.methods) + 2)
 
 
-def _failure(run: ScoreRun | SpeedRun, error: str) -> Record:
+def _failure(run: Run, error: str) -> Record:
     return Record(key=key(run), run=run, status="failed", error=error)
 
 
@@ -292,11 +298,11 @@ def _check(suite: Suite | None) -> str | None:
     return None
 
 
-def _work(run: ScoreRun | SpeedRun) -> Record:
+def _work(run: Run, folder: Path) -> Record:
     from evaluation.execute import execute
 
     try:
-        return execute(run, _workbench())
+        return execute(run, _workbench(), folder)
     except Exception as error:
         where = traceback.format_exc(limit=-3)
         return _failure(run, f"{type(error).__name__}: {error}\n{where}")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import random
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,18 +18,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binom
 from torch import Tensor, nn
 
 from evaluation.calibration import calibrate
 from evaluation.clock import Clock
 from evaluation.data import Batch
+from evaluation.measures.intervals import interval
+from evaluation.measures.latency import latency
 from evaluation.measures.memory import peak_bytes, saved_bytes, step_memory
 from evaluation.mounting import mount
 from evaluation.peers import Peer
 from evaluation.spec import SpeedRun
 from evaluation.training import Classifier, Trainer, autocast, seeded
-from variants.core import create, merged
+from variants.core import create
 from variants.core.cache import not_kept
 
 MEMORY_STEPS = 1  # taken after the rounds, to measure their memory
@@ -50,10 +50,10 @@ def speed(run: SpeedRun, encoder: nn.Module, hidden: int, classes: int, device: 
 
     Returns:
         threads, batch_size, tokens, rounds; noise: half-width of the interval of the floor's ratio with itself;
-        floor: forward, backward and total seconds, saved_bytes, peak_bytes; base_latency: seconds of one forward pass
-        of one row; methods: for each label the seconds of every phase and of the whole step, ratio_baseline and
-        ratio_floor, saved_bytes (activations kept for backward), peak_bytes (tensor memory a step adds at its highest),
-        init_seconds (attaching, decompositions included), latency of one row adapted and merged (None if it cannot be).
+        floor: forward, backward and total seconds, saved_bytes, peak_bytes; methods: for each label the seconds of
+        every phase and of the whole step, ratio_baseline and ratio_floor, saved_bytes (activations kept for backward),
+        peak_bytes (tensor memory a step adds at its highest), init_seconds (attaching, decompositions included), and
+        latency; latency, base_latency, latency_noise and latency_rounds are those of ``measures.latency``.
         Seconds and ratios are {median, low, high} with a 95 % interval of the median.
     """
     threads = torch.get_num_threads()
@@ -102,7 +102,9 @@ def _result(
     totals = {label: np.sum(list(phases.values()), axis=0) for label, phases in laps.items()}
     base = totals[run.baseline]
     memory = {label: step_memory(c.trainer, batch, device) for label, c in contestants.items()}
-    latency = latencies(contestants, floor.model, batch, run, device)  # last: it takes the models out of training
+    adapted = {label: (c.trainer.model, c.trainer.variant) for label, c in contestants.items()}
+    # Last: it takes the models out of training.
+    passes = latency(adapted, floor.model, batch, run.speed.latency_rounds, run.training.precision, device)
     again = interval(totals["\0again"] / totals["\0floor"])
 
     def phases(label: str) -> dict[str, Any]:
@@ -116,7 +118,7 @@ def _result(
             "ratio_baseline": interval(totals[label] / base),
             "ratio_floor": interval(totals[label] / totals["\0floor"]),
             "init_seconds": c.init_seconds,
-            "latency": {kind: _interval_or_none(latency.get((label, kind))) for kind in ("adapted", "merged")},
+            "latency": passes["methods"][label],
         }
         for label, c in contestants.items()
     }
@@ -132,7 +134,9 @@ def _result(
             "saved_bytes": saved_bytes(floor.model, lambda: floor.forward(batch)),
             "peak_bytes": peak_bytes(lambda: floor.step(batch), device),
         },
-        "base_latency": interval(np.array(latency["\0floor", "adapted"])),
+        "base_latency": passes["base"],
+        "latency_noise": passes["noise"],
+        "latency_rounds": passes["rounds"],
         "methods": methods,
         "seconds": {phase: sum(sum(p.get(phase, [])) for p in laps.values()) for phase in PHASES},
     }
@@ -189,51 +193,3 @@ class Floor:
             loss = self.forward(batch)
         with self.clock("backward"):
             loss.backward()
-
-
-def latencies(
-    contestants: dict[str, Contestant], base: Classifier, batch: Batch, run: SpeedRun, device: torch.device
-) -> dict[tuple[str, str], list[float]]:
-    """Seconds of one forward pass of one row, base, adapted and merged, interleaved."""
-    row = Batch(batch.input_ids[:1], batch.attention_mask[:1], batch.labels[:1])
-    models = {"\0floor": base} | {label: c.trainer.model for label, c in contestants.items()}
-    found: dict[tuple[str, str], list[float]] = {}
-
-    @torch.inference_mode()
-    def timed(label: str, kind: str) -> None:
-        clock = Clock(device)
-        with autocast(device, run.training.precision):
-            models[label](row)  # untimed: the first pass after a merge finds its weights out of the cache
-            with clock("pass"):
-                models[label](row)
-        found.setdefault((label, kind), []).append(clock.seconds()["pass"])
-
-    for model in models.values():
-        model.eval()
-    for _ in range(run.speed.rounds):
-        for label in models:
-            timed(label, "adapted")
-            if label == "\0floor" or not contestants[label].trainer.variant.mergeable:
-                continue
-            with merged(models[label].encoder):
-                timed(label, "merged")
-    return found
-
-
-def _interval_or_none(seconds: list[float] | None) -> dict[str, float] | None:
-    return None if seconds is None else interval(np.array(seconds))
-
-
-def interval(samples: np.ndarray) -> dict[str, float]:
-    """The median with a 95 % interval from order statistics (binomial, free of any assumption on the distribution).
-
-    With fewer than 6 samples no such interval exists; the range is given.
-    """
-    ordered = np.sort(samples)
-    n = len(ordered)
-    low = max(0, int(binom.ppf(0.025, n, 0.5)) - 1)
-    return {
-        "median": statistics.median(ordered.tolist()),
-        "low": float(ordered[low]),
-        "high": float(ordered[n - 1 - low]),
-    }

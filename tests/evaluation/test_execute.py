@@ -58,7 +58,7 @@ def test_a_run_of_every_method(monkeypatch, name):
     bench, run = toy.bench(monkeypatch), toy.run(name)
     record = execute(run, bench)
     assert (record.status, record.error, record.key, record.run) == ("done", None, key(run), run)
-    assert record.measures.keys() == {"parameters", "training", "score", "merging"}
+    assert record.measures.keys() == {"parameters", "start", "training", "score", "merging"}
     assert len(record.measures["training"]["loss"]) == 3
     assert record.measures["score"]["items"]["id"] == list(toy.data().test.ids)
     assert record.measures["merging"]["restored"] is True

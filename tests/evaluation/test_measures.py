@@ -251,7 +251,8 @@ def test_the_result_is_plain_and_whole():
         assert all(0 < values[p]["low"] <= values[p]["median"] <= values[p]["high"] for p in phases), name
         assert values["total"]["median"] > values["forward"]["median"]
         assert values["total"]["high"] <= sum(values[p]["high"] for p in phases) + 1e-9
-        assert values["latency"].keys() == {"adapted", "merged"}
+        assert values["latency"].keys() == {"token", "batch"}
+        assert all(kinds.keys() == {"adapted", "folded", "merged"} for kinds in values["latency"].values())
         assert values["saved_bytes"] > 0
         assert values["peak_bytes"] > 0
     assert found["methods"]["lora"]["ratio_baseline"] == {"median": 1, "low": 1, "high": 1}
@@ -295,8 +296,9 @@ def test_an_unmergeable_method_has_no_merged_latency(monkeypatch):
     run = toy.speed_run(("lora",))
     methods = {**run.methods, "gated": Method(name="gated", hyperparameters={"rank": 2})}
     found = speed(run.model_copy(update={"methods": methods}), toy.bert(), toy.HIDDEN, toy.CLASSES, CPU)
-    assert found["methods"]["gated"]["latency"]["merged"] is None
-    assert found["methods"]["gated"]["latency"]["adapted"] is not None
+    for kinds in found["methods"]["gated"]["latency"].values():
+        assert kinds["merged"] is None
+        assert kinds["adapted"] is not None
 
 
 def slow_numbers(names: tuple[str, ...]) -> bool:

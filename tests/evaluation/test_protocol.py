@@ -19,6 +19,8 @@ from evaluation.spec import (
     Identity,
     Method,
     Protocol,
+    Quantised,
+    QuantisedRun,
     Record,
     ScoreRun,
     SpeedRun,
@@ -214,6 +216,55 @@ def test_the_test_split_cannot_reach_the_search():
     assert chosen_rate(search, known | by_key(*(record(run, accuracy=1.0) for run in finals))) == before
 
 
+# ---- one rate, more seeds, adapters that are kept -------------------------------------------------------------------
+
+
+def entry(name: str, **own: int) -> Entry:
+    return Entry(label=name, method=Method(name=name, hyperparameters=toy.METHODS[name]), **own)
+
+
+def test_one_rate_needs_no_search():
+    p = plan(("lora", "probe"), protocol=Protocol(lr=2e-3, points=1, seeds=2), speed=None)
+    runs = p.runs({})
+    assert {(run.stage, run.seed, run.split) for run in runs} == {("final", 1, "test"), ("final", 2, "test")}
+    assert {run.method.name: run.lr for run in runs} == {"lora": 2e-3, "probe": p.suite.training.head_lr}
+    assert p.total() == len(runs) == sum(tally.left for tally in p.tallies({})) == 4
+    assert {tally.stage for tally in p.tallies({})} == {"final"}
+
+
+def test_a_method_may_have_a_search_and_seeds_of_its_own():
+    methods = (entry("lora", points=4, seeds=3), entry("pissa", seeds=1), entry("full"))
+    p = plan(methods=methods, protocol=Protocol(points=1, seeds=2), speed=None)
+    known: dict[str, Record] = {}
+    for _ in range(2):
+        known |= by_key(*(record(run) for run in p.runs(known)))
+    stages = [(run.method.name, run.stage) for run in p.runs(known)]
+    assert [stages.count((name, "search")) for name in ("lora", "pissa", "full")] == [4, 0, 0]
+    assert [stages.count((name, "final")) for name in ("lora", "pissa", "full")] == [3, 1, 2]
+    assert p.total() == len(stages) == 10
+    assert all(tally.left == 0 for tally in p.tallies(known))
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("first", {1}), ("all", {1, 2}), ("none", set())])
+def test_which_final_runs_keep_their_adapter(keep, kept):
+    p = plan(("lora",), keep=keep)
+    assert {run.seed for run in p.final(p.suite.methods[0], 0.1) if run.keep} == kept
+    assert not any(run.keep for run in p.search(p.suite.methods[0]))
+
+
+def test_a_peers_adapter_is_its_librarys_to_keep():
+    p = plan(methods=(entry("lora"), Entry(label="peer", method=Method(name="peft:lora"))), keep="all")
+    assert not any(run.keep for run in p.final(entry_of(p, "peer"), 0.1))
+
+
+def test_the_starts_on_a_quantised_base_are_one_run_whatever_the_methods():
+    few, more = plan(("lora",), quantised=Quantised(ranks=(2,))), plan(quantised=Quantised(ranks=(2,)))
+    runs = [run for run in more.runs({}) if isinstance(run, QuantisedRun)]
+    assert [key(run) for run in runs] == [key(few.quantised_run())]
+    assert key(plan(quantised=Quantised(ranks=(3,))).quantised_run()) != key(runs[0])
+    assert more.total() == plan().total() + 1
+
+
 # ---- keys -----------------------------------------------------------------------------------------------------------
 
 
@@ -374,7 +425,7 @@ def test_runs_of_other_settings_do_not_count_as_done():
 def test_a_search_that_diverged_altogether_leaves_no_final_runs():
     p = plan(("lora",))
     records = by_key(*(record(run, status="diverged") for run in search_of(p, "lora")))
-    assert left(p, records)["lora", "final"] == (0, 0)
+    assert ("lora", "final") not in left(p, records)
 
 
 def test_other_code_or_libraries_change_every_key(monkeypatch):

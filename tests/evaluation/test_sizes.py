@@ -17,6 +17,7 @@ from transformers import BertConfig, BertModel
 import tasks
 import variants as _  # noqa: F401  registers the methods
 from evaluation.architectures import Architecture, architecture, layers
+from evaluation.listing import in_bytes
 from evaluation.sizes import Unknown, parsed_budget, size_of, sizes, stored_bytes
 from evaluation.spec import Unusable
 from variants.core import (
@@ -273,7 +274,7 @@ def test_the_help_has_an_example(params: Callable[..., Said]) -> None:
     ],
 )
 def test_bytes_in_words(number: int | None, text: str) -> None:
-    assert tasks.in_bytes(number) == text
+    assert in_bytes(number) == text
 
 
 def test_methods_that_need_no_layers_ignore_them() -> None:

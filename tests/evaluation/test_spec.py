@@ -16,6 +16,7 @@ from evaluation.spec import (
     Calibration,
     Merging,
     Method,
+    Quantised,
     Record,
     ScoreRun,
     Speed,
@@ -52,8 +53,9 @@ def write(tmp_path: Path, before: str = "", inside: str = "") -> str:
 
 def test_key_is_that_of_a_golden_run():
     """If this fails, every record that anybody has is out of date: raise FORMAT, and renew the constants."""
-    assert key(toy.run("lora")) == "dde2071cbff515e6"
-    assert key(toy.speed_run()) == "063b637119091650"
+    assert key(toy.run("lora")) == "9505bdbc4bc6a6f0"
+    assert key(toy.speed_run()) == "3b42b40c720dcd61"
+    assert key(toy.quantised_run()) == "988512837f299957"
 
 
 def test_key_does_not_depend_on_the_order_of_hyperparameters():
@@ -76,6 +78,8 @@ CHANGES: dict[str, Any] = {
     "training": Training(steps=4, batch_size=8),
     "merging": Merging(items=11),
     "calibration": Calibration(),
+    "keep": True,
+    "quantised": Quantised(items=11),
     "places": {"lora": ("query",)},
     "speed": Speed(rounds=7),
     "threads": 2,
@@ -84,7 +88,7 @@ CHANGES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("run", [toy.run("lora"), toy.speed_run()], ids=["score", "speed"])
+@pytest.mark.parametrize("run", [toy.run("lora"), toy.speed_run(), toy.quantised_run()], ids=lambda run: run.kind)
 def test_key_changes_with_every_field(run):
     fields = set(type(run).model_fields) - {"kind"}
     keys = {field: key(run.model_copy(update={field: CHANGES[field]})) for field in fields}
@@ -102,11 +106,13 @@ def altered(value: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "section", [Training(), Merging(), Speed(), Calibration(), toy.IDENTITY], ids=lambda s: type(s).__name__
+    "section",
+    [Training(), Merging(), Speed(), Quantised(), Calibration(), toy.IDENTITY],
+    ids=lambda s: type(s).__name__,
 )
 def test_key_changes_with_every_field_of_a_section(section):
     field = type(section).__name__.lower()
-    run = toy.speed_run() if field == "speed" else toy.run("lora")
+    run = {"speed": toy.speed_run(), "quantised": toy.quantised_run()}.get(field, toy.run("lora"))
     keys = set()
     for name in type(section).model_fields:
         value = getattr(section, name)
@@ -130,7 +136,7 @@ def test_a_key_that_forgets_a_field_is_caught(monkeypatch):
 # ---- JSON -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("run", [toy.run("lora"), toy.run("full", merging=None), toy.speed_run()])
+@pytest.mark.parametrize("run", [toy.run("lora"), toy.run("full", merging=None), toy.speed_run(), toy.quantised_run()])
 def test_runs_and_records_survive_json(run):
     record = Record(
         key=key(run), run=run, status="done", measures={"score": {"items": [1, 2], "x": None}}, seconds={"total": 0.1}

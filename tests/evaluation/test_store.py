@@ -50,6 +50,29 @@ def test_records_survive_closing(tmp_path: Path) -> None:
     assert opened(tmp_path).records == {first.key: first, second.key: second}
 
 
+def test_what_a_run_leaves_lies_beside_its_record(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    first = record(1)
+    folder = store.begin(first.key)
+    (folder / "adapter.bin").write_bytes(b"tensors")
+    assert look(tmp_path) == {}, "not before the record is there"
+    store.put(first)
+    store.close()
+    assert (tmp_path / "runs" / first.key / "adapter.bin").read_bytes() == b"tensors"
+    assert opened(tmp_path).records == {first.key: first}
+
+
+def test_what_a_run_without_a_result_leaves_is_gone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for _ in range(2):  # begun, and begun again after its worker died
+        (store.begin("0" * 16) / "adapter.bin").write_bytes(b"tensors")
+    assert [path.name for path in store.begin("0" * 16).iterdir()] == []
+    store.drop("0" * 16)
+    store.drop("0" * 16)
+    store.close()
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
 def test_a_record_replaces_one_of_the_same_key(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.put(record(1, 0.1))

@@ -15,7 +15,7 @@ from evaluation.benchmarks import Benchmark, Example
 from evaluation.data import Data, Split
 from evaluation.execute import Workbench
 from evaluation.models import Base
-from evaluation.spec import Identity, Merging, Method, ScoreRun, Speed, SpeedRun, Training
+from evaluation.spec import Identity, Merging, Method, Quantised, QuantisedRun, ScoreRun, Speed, SpeedRun, Training
 
 HIDDEN, VOCAB, CLASSES = 16, 64, 3
 WHERE = ("query", "value")
@@ -140,6 +140,20 @@ def speed_run(names: tuple[str, ...] = ("lora", "pissa", "full", "probe"), **cha
         "identity": IDENTITY,
     }
     return SpeedRun(**{**fields, **changes})
+
+
+def quantised_run(**changes: Any) -> QuantisedRun:
+    fields = {
+        "model": "toy",
+        "benchmark": "toy",
+        "where": WHERE,
+        "quantised": Quantised(ranks=(1, 2), items=6),
+        "limit": None,
+        "training": Training(steps=3, batch_size=8),
+        "device": "cpu",
+        "identity": IDENTITY,
+    }
+    return QuantisedRun(**{**fields, **changes})
 
 
 def bits(model: nn.Module) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from variants.core.host import Host, hosts
 from variants.core.interface import LoRAPair, Refused, Variant
 from variants.core.linalg import full_precision, raised
 from variants.core.registry import method, names
+from variants.core.rounding import EXACT, Rounding
 from variants.core.switching import activate
 from variants.interchange.contents import Carried, Contents, Format, Unfit
 from variants.interchange.folders import replaced, write_adapter
@@ -88,13 +89,15 @@ def export_peft(
     return Exported(Path(folder), variant.name, format_.peft_type, form, tuple(layers), contents.ranks, why)
 
 
-def export_merged(model: nn.Module, folder: str | Path, name: str = "default") -> Path:
+def export_merged(model: nn.Module, folder: str | Path, name: str = "default", *, rounding: Rounding = EXACT) -> Path:
     """Writes a plain model with an adapter merged into its weights, by its own ``save_pretrained``.
 
     The model stays as it is: what is merged is a copy of it.
 
     Args:
         folder: new or empty.
+        rounding: what the merged weights go through. To a half precision, the whole model is stored in it; what
+            quantises leaves numbers of the model's own dtype.
 
     Raises:
         Refused: the model has no ``save_pretrained``, no such adapter, or one that cannot be merged.
@@ -104,7 +107,9 @@ def export_merged(model: nn.Module, folder: str | Path, name: str = "default") -
         raise Refused(f"a {type(model).__name__} has no save_pretrained: only models of transformers are saved merged")
     plain: Any = copy.deepcopy(model)
     activate(plain, name)
-    detach(plain, merge=True)
+    detach(plain, merge=True, rounding=rounding)
+    if rounding.format is not None and not rounding.quantises:
+        plain.to(getattr(torch, rounding.format))
     with replaced(Path(folder), frozenset()) as new:
         plain.save_pretrained(new)
     return Path(folder)

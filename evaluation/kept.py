@@ -1,0 +1,136 @@
+"""Trained adapters, kept beside the records of their runs: written by the run, found again by the verbs that use them.
+
+A run's folder then holds ``adapter/`` (the files of ``variants.core.save``; absent for a method that trains only the
+head) and ``head.safetensors``, the task head of the comparison.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from evaluation.models import Base, load_base
+from evaluation.spec import Record, ScoreRun, Unusable
+from evaluation.store import Damaged, look, read
+from evaluation.training import Classifier
+from variants.core import Refused, Variant, create, load, save
+from variants.core.registry import suggestion
+
+ADAPTER, HEAD = "adapter", "head.safetensors"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A finished run whose adapter was kept. ``label``: the method as its suite lists it."""
+
+    folder: Path
+    label: str
+    record: Record
+    run: ScoreRun
+
+    @property
+    def title(self) -> str:
+        """The run in a few words."""
+        return f"{self.label} on {self.run.benchmark}"
+
+
+def keep(folder: Path, model: Classifier, variant: Variant) -> None:
+    """Leaves the adapter of a trained model, and its head, in the folder of its run."""
+    if variant.trains != "head":
+        save(model.encoder, folder / ADAPTER)
+    save_file({name: tensor.detach().cpu() for name, tensor in model.head.state_dict().items()}, folder / HEAD)
+
+
+def find(name: str) -> Kept:
+    """The run called ``RESULTS/LABEL`` (a method's first final run in a results folder) or ``RESULTS/runs/KEY``.
+
+    Raises:
+        Unusable: there is no such run, or it kept no adapter.
+    """
+    path = Path(name)
+    if path.parent.name == "runs" and (path / "record.json").is_file():
+        try:
+            record, label = read(path), ""
+        except Damaged as damage:
+            raise Unusable(f"{path} is damaged ({damage}): run its suite again") from damage
+    else:
+        path, record, label = _labelled(path.parent, path.name)
+    if not isinstance(record.run, ScoreRun) or not (path / HEAD).is_file():
+        raise Unusable(
+            f"{name} kept no adapter: final runs do, with `keep` in the suite (and {record.status} ones do not)"
+        )
+    return Kept(path, label or record.run.method.name, record, record.run)
+
+
+def _labelled(results: Path, label: str) -> tuple[Path, Record, str]:
+    records = look(results)
+    try:
+        suite = json.loads((results / "suite.json").read_text(encoding="utf-8"))["suite"]
+        entries = {entry["label"]: entry for entry in suite["methods"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Unusable(f"{results} holds no readable suite.json: finish its comparison first") from error
+    if label not in entries:
+        raise Unusable(f"{results} has no method {label!r}: {suggestion(label, list(entries))}")
+    wanted, where = entries[label]["method"], tuple(entries[label].get("where") or suite["where"])
+    finals = [
+        record
+        for record in records.values()
+        if isinstance(record.run, ScoreRun)
+        and record.run.keep
+        and record.status == "done"
+        and record.run.where == where
+        and record.run.method.model_dump(mode="json") == wanted
+    ]
+    if not finals:
+        raise Unusable(f"{label} has no finished run in {results} that kept its adapter")
+    first = min(finals, key=lambda record: (record.run.seed, record.run.lr))  # type: ignore[union-attr]
+    return results / "runs" / first.key, first, label
+
+
+def base_of(kept: Kept) -> Base:
+    """The base model that the run was trained on.
+
+    Raises:
+        Unusable: it is not, or no longer, the same.
+    """
+    base = load_base(kept.run.model)
+    if base.digest != kept.run.identity.model:
+        raise Unusable(f"{kept.run.model} is not, or no longer, the model that {kept.folder} was trained on")
+    return base
+
+
+def mount(kept: Kept, encoder: nn.Module, name: str = "default") -> Variant:
+    """Puts the kept adapter onto the encoder; the method.
+
+    Raises:
+        Unusable: its files are damaged, or were made with another base.
+    """
+    variant = create(kept.run.method.name, kept.run.method.hyperparameters)
+    if variant.trains == "head":
+        return variant
+    try:
+        load(encoder, kept.folder / ADAPTER, name)
+    except Refused as error:
+        raise Unusable(f"{kept.folder / ADAPTER}: {error}") from error
+    return variant
+
+
+def classifier(kept: Kept, base: Base) -> Classifier:
+    """The base, as it is, under the head which the run trained.
+
+    Raises:
+        Unusable: the head's file is damaged.
+    """
+    try:
+        with safe_open(kept.folder / HEAD, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in ("weight", "bias")}
+        model = Classifier(base.encoder, base.hidden, len(tensors["bias"]), seed=0)
+        model.head.load_state_dict(tensors)
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise Unusable(f"{kept.folder / HEAD} is damaged: {' '.join(str(error).split())}") from error
+    return model.eval()

@@ -1,0 +1,127 @@
+"""Latency of a forward pass: the base, and every method beside it, folded into two products, and merged into it.
+
+All models take their turn in every round, in an order drawn anew, so that drift of the machine cancels in the ratios to
+the base, which are formed within a round. The base runs twice in a round: its ratio with itself is the noise.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from evaluation.clock import Clock
+from evaluation.data import Batch
+from evaluation.measures.intervals import interval
+from evaluation.training import Classifier, autocast
+from variants.core import Refused, Variant, detach
+from variants.core.conversion import attach_pairs, to_pairs
+from variants.core.host import hosts
+
+KINDS = ("adapted", "folded", "merged")
+Models = dict[tuple[str, str], Classifier]  # (label, kind) -> model; the base under ("", "base") and ("", "again")
+
+
+def latency(
+    adapted: Mapping[str, tuple[Classifier, Variant]],
+    base: Classifier,
+    batch: Batch,
+    rounds: int,
+    precision: str,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Times one forward pass of a single token and of the whole batch.
+
+    Args:
+        adapted: label -> the model that carries the method's adapter, and the method.
+        base: the same model without any.
+
+    Returns:
+        rounds; base and noise (the base's ratio with itself) by shape, ``token`` or ``batch``; methods: label -> shape
+        -> kind -> seconds and ratio to the base, or None where there is no such form. ``adapted``: as it trains.
+        ``folded``: its exact low-rank pair, scale and diagonal multiplied in beforehand, as two thin products beside
+        the base. ``merged``: a plain model with the effective weights. Intervals as in ``interval``.
+    """
+    models: Models = {("", "base"): base, ("", "again"): base}
+    for label, (model, variant) in adapted.items():
+        models[label, "adapted"] = model
+        models |= {(label, kind): made for kind, made in _deployed(model, base, variant).items()}
+    for model in models.values():
+        model.eval()
+    shapes = {
+        "token": Batch(batch.input_ids[:1, :1], batch.attention_mask[:1, :1], batch.labels[:1]),
+        "batch": batch,
+    }
+    found = {shape: _seconds(models, rows, rounds, precision, device) for shape, rows in shapes.items()}
+    return {
+        "rounds": rounds,
+        "base": {shape: interval(seconds["", "base"]) for shape, seconds in found.items()},
+        "noise": {shape: interval(s["", "again"] / s["", "base"]) for shape, s in found.items()},
+        "methods": {
+            label: {shape: {kind: _entry(seconds, label, kind) for kind in KINDS} for shape, seconds in found.items()}
+            for label in adapted
+        },
+    }
+
+
+def _deployed(model: Classifier, base: Classifier, variant: Variant) -> dict[str, Classifier]:
+    """The other forms in which the adapter can be used; the model itself stays as it is."""
+    if not variant.mergeable:
+        return {}
+    plain = _sharing(model.encoder, but={p for host in hosts(model.encoder).values() for p in host.parameters()})
+    detach(plain, merge=True)
+    found = {"merged": _with_encoder(model, plain)}
+    try:
+        pairs = to_pairs(model.encoder).pairs
+    except Refused:  # it has no exact pair
+        return found
+    if pairs:
+        encoder = _sharing(base.encoder)
+        attach_pairs(encoder, pairs)
+        found["folded"] = _with_encoder(model, encoder)
+    return found
+
+
+def _sharing(encoder: nn.Module, but: Collection[nn.Parameter] = ()) -> nn.Module:
+    """A copy with the same parameters, except for some of which it gets its own."""
+    return copy.deepcopy(encoder, memo={id(p): p for p in encoder.parameters() if p not in but})
+
+
+def _with_encoder(model: Classifier, encoder: nn.Module) -> Classifier:
+    made = copy.copy(model)
+    made._modules = {**model._modules, "encoder": encoder}
+    return made
+
+
+def _seconds(
+    models: Models, batch: Batch, rounds: int, precision: str, device: torch.device
+) -> dict[tuple[str, str], np.ndarray]:
+    """Seconds of a pass by model, one a round."""
+    rng = random.Random(0)
+    laps: dict[tuple[str, str], list[float]] = {which: [] for which in models}
+    for _ in range(rounds):
+        for which in rng.sample(list(models), len(models)):
+            laps[which].append(_timed(lambda model=models[which]: model(batch), precision, device))  # type: ignore[misc]
+    return {which: np.array(seconds) for which, seconds in laps.items()}
+
+
+@torch.inference_mode()
+def _timed(forward: Callable[[], object], precision: str, device: torch.device) -> float:
+    clock = Clock(device)
+    with autocast(device, precision):
+        forward()  # untimed: the first pass after another model finds its own weights out of the cache
+        with clock("pass"):
+            forward()
+    return clock.seconds()["pass"]
+
+
+def _entry(seconds: Mapping[tuple[str, str], np.ndarray], label: str, kind: str) -> dict[str, Any] | None:
+    if (label, kind) not in seconds:
+        return None
+    mine = seconds[label, kind]
+    return {"seconds": interval(mine), "ratio": interval(mine / seconds["", "base"])}
