@@ -47,7 +47,7 @@ def elected(tasks: Sequence[TaskVector]) -> dict[str, Tensor]:
     merged = {}
     for path in tasks[0]:
         changes = torch.stack([task[path] for task in tasks])  # shape: (tasks, out, in)
-        agree = (changes.sign() == changes.sum(0).sign()) & (changes != 0)
+        agree = changes.sign() == changes.sum(0).sign()
         merged[path] = torch.where(agree, changes, 0.0).sum(0) / agree.sum(0).clamp_min(1)
     return merged
 
