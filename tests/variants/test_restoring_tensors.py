@@ -130,6 +130,8 @@ class BiasOfItsOwn(LoRA):
 
 NAN, INF = float("nan"), float("inf")
 TWO = {"A": noise(2, 6), "B": noise(10, 2)}
+SQUARE = {"A": noise(2, 8), "B": noise(8, 2)}  # as many numbers, for an 8 x 8 layer
+STARTS = {"A0": noise(2, 8), "B0": noise(8, 2)}
 
 
 @pytest.mark.parametrize(
@@ -151,6 +153,7 @@ TWO = {"A": noise(2, 6), "B": noise(10, 2)}
         (onto(TWO, {"forward": noise(1)}), "the tensors do not fit it .KeyError"),
         (onto(TWO, {"A": noise(2, 6)}), "the tensors do not fit it .KeyError"),
         (onto(TWO, variant=LoRA(rank=7)), "rank 7 does not fit a 10 x 6 layer"),
+        (onto(SQUARE, STARTS, PiSSA(rank=2)) | {"replaces_base": True}, r"a result of shape \(8, 8\), not \(10, 6\)"),
         (onto(TWO, variant=PiSSA(rank=2)) | {"replaces_base": True}, "the tensors do not fit it .KeyError: 'A0'"),
         (onto(TWO, variant=Rebased(rank=2)) | {"replaces_base": True}, "replaces the base and has no exact low-rank"),
         (onto({**TWO, "b": noise(1, 10)}, variant=BiasOfItsOwn(rank=2)), r"a bias of shape \(1, 10\), not \(10,\)"),
