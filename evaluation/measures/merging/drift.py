@@ -76,8 +76,9 @@ def drift(
 
     Returns:
         Per format that is no quantised one ``restoring``, where ``merged`` is entered and left, and ``subtraction``,
-        as PEFT 0.21 unmerges LoRA: the base holds ``round(W + D)`` and then ``round(that - round(D))``, D the update on
-        the W which the cycle finds. And the number of layers this was measured on, evenly spread over the model.
+        as PEFT 0.21 unmerges LoRA kept in float32: the base holds ``round(W + D)`` and then ``round(that - round(D))``,
+        with D the update on the W which the cycle finds. And the number of layers this was measured on, evenly spread
+        over the model.
     """
     dense = any(_adapter(one) is not None and pair_of(one) is None for one in layers)
     chosen = spread(layers, DENSE_LAYERS) if dense else spread(layers)
