@@ -112,14 +112,10 @@ def category(field: str, domain: Sequence[str], known: Sequence[str] = ()) -> al
 
 def dashes(field: str, domain: Sequence[str]) -> alt.StrokeDash:
     """Solid, then dashed, then dotted lines; no legend where all are solid."""
-    key = (
-        None
-        if len(domain) < 2
-        else alt.Legend(orient="bottom", title=None, symbolStrokeColor=_INK, symbolStrokeWidth=2, symbolSize=260)
-    )
+    key = alt.Legend(orient="bottom", title=None, symbolStrokeColor=_INK, symbolStrokeWidth=2, symbolSize=260)
     patterns = [[1, 0], [6, 4], [2, 3]]
-    shown = [patterns[place % len(patterns)] for place in range(len(domain))]
-    return alt.StrokeDash(f"{field}:N", sort=domain, scale=alt.Scale(domain=domain, range=shown), legend=key)
+    scale = alt.Scale(domain=list(domain), range=[patterns[place % len(patterns)] for place in range(len(domain))])
+    return alt.StrokeDash(f"{field}:N", sort=list(domain), scale=scale, legend=key if len(domain) > 1 else None)
 
 
 def log_axis(field: str, title: str, values: Sequence[float], steps: Sequence[int]) -> alt.X:

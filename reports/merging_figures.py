@@ -207,12 +207,8 @@ def quantised_figure(results: Results) -> Figure | None:
     if not rows:
         return None
     ranks = sorted({row["rank"] for row in rows})
-    x = alt.X(
-        "rank:Q",
-        title="rank",
-        axis=alt.Axis(values=ranks, format="d"),
-        scale=alt.Scale(type="log", nice=False, padding=20),
-    )
+    places = alt.Scale(type="log", nice=False, padding=20)
+    x = alt.X("rank:Q", title="rank", axis=alt.Axis(values=ranks, format="d"), scale=places)
     axis = alt.Axis(values=log_ticks([row["value"] for row in rows], (1, 3)), format="~g", labelOverlap=True)
     y = alt.Y("value:Q", title="error of the logits", scale=alt.Scale(type="log", nice=False, padding=14), axis=axis)
     colour, dash = category("start", list(STARTS.values())), dashes("format", _order(rows, "format"))

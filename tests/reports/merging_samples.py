@@ -9,8 +9,8 @@ ITEMS = 200
 # Format -> its step, label -> the size of its update; both relative to the weights.
 FORMATS = {"float32": 3e-8, "bfloat16": 2e-3, "float16": 2.5e-4, "int8": 7e-3, "nf4": 0.09}
 SIZES = {"lora": 0.021, "dora": 0.024, "pissa": 0.043, "milora": 0.019, "lora_xs": 0.0032}
-SIZES |= {"stiefel": 0.011, "full": 0.03}
-PAIRS = ("lora", "pissa", "milora", "lora_xs", "stiefel")
+SIZES |= {"stiefel": 0.011, "full": 0.03, "usv free": 0.02, "usv penalty": 0.018, "stella": 0.027, "polar": 0.009}
+PAIRS = ("lora", "pissa", "milora", "lora_xs", "stiefel", "usv free", "usv penalty", "stella", "polar")
 GRID = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0]
 RANKS = (4, 8, 16, 32)
 
@@ -69,6 +69,8 @@ def _deployments(error: float, accuracy: float) -> dict[str, dict[str, float]]:
 
 
 def merging(label: str, accuracy: float = 0.775) -> dict[str, Any]:
+    if label == "adapter":
+        return {"items": ITEMS, "mergeable": False, "restored": True, "relative_size": None, "formats": {}}
     size = SIZES.get(label)
     return {
         "items": ITEMS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,28 @@ METHODS: dict[str, tuple[dict[str, Any], float, int, float, float]] = {
     "full": ({}, 5e-4, 1774464, 0.828, 1.24),
     "probe": ({}, 5e-3, 0, 0.687, 0.41),
 }
+# Constrained methods, their control, and a bottleneck adapter: for what takes many rates and seeds.
+FAMILY: dict[str, tuple[dict[str, Any], float, int, float, float]] = {
+    "lora": METHODS["lora"],
+    "usv free": ({"rank": 8, "penalty_weight": 0.0}, 1.6e-2, 74496, 0.772, 1.12),
+    "usv penalty": ({"rank": 8, "penalty_weight": 0.1}, 1.6e-2, 74496, 0.773, 1.18),
+    "stiefel": METHODS["stiefel"],
+    "stella": ({"rank": 8}, 1e-2, 74496, 0.776, 1.6),
+    "polar": ({"rank": 8}, 1e-2, 74496, 0.766, 1.4),
+    "adapter": ({"bottleneck": 12}, 1e-2, 78336, 0.768, 1.1),
+    "probe": METHODS["probe"],
+}
+NAMES = {"usv free": "usv_penalty", "usv penalty": "usv_penalty"}
+SETTLED = ("adapter", "probe")  # of the family: one rate and two seeds, as its suite's protocol says
 BASE = 22713216
 SOURCES = {name: f"{i:06x}" for i, name in enumerate(METHODS)}
+KNOWN = FAMILY | METHODS
 IDENTITY = {"model": "9f2c1b", "data": "a01d77", "methods": SOURCES, "format": 1}
 ENVIRONMENT = {"cpu": "Example CPU", "cores": 2, "torch": "2.9.0", "threads": 1}
 
 
 def suite(labels: Iterable[str] = METHODS, seeds: int = 3) -> dict[str, Any]:
-    entries = [
-        {"label": label, "method": {"name": label, "hyperparameters": METHODS[label][0]}, "lr": None}
-        for label in labels
-    ]
+    entries = [{"label": label, "method": method(label), "lr": None, "points": None, "seeds": None} for label in labels]
     return {
         "name": "quick",
         "model": "minilm",
@@ -46,6 +57,20 @@ def suite(labels: Iterable[str] = METHODS, seeds: int = 3) -> dict[str, Any]:
         "merging": {"items": 200, "formats": list(FORMATS), "cycles": [1, 10, 100]},
         "speed": {"batch_size": 16, "tokens": 16, "warmup": 3, "rounds": 15},
     }
+
+
+def family_suite() -> dict[str, Any]:
+    """One rate and two seeds by its protocol; six and five of their own for methods that are judged."""
+    described = suite(FAMILY, seeds=2)
+    described["protocol"]["points"] = 1
+    for entry in described["methods"]:
+        if entry["label"] not in SETTLED:
+            entry |= {"points": 6, "seeds": 5}
+    return described
+
+
+def method(label: str) -> dict[str, Any]:
+    return {"name": NAMES.get(label, label), "hyperparameters": KNOWN[label][0]}
 
 
 def score(accuracy: float) -> dict[str, Any]:
@@ -62,7 +87,7 @@ def score(accuracy: float) -> dict[str, Any]:
 
 
 def parameters(label: str) -> dict[str, Any]:
-    trainable = METHODS[label][2]
+    trainable = KNOWN[label][2]
     share = trainable / BASE
     stored = {"trainable": trainable, "closed_form": trainable, "stored_bytes": 4 * trainable, "left_after_merging": 0}
     return stored | {"base": BASE, "share": share}
@@ -85,7 +110,7 @@ def score_record(label: str, stage: str, lr: float, seed: int, accuracy: float) 
         "model": "minilm",
         "benchmark": "trec50",
         "where": ["query", "value"],
-        "method": {"name": label, "hyperparameters": METHODS[label][0]},
+        "method": method(label),
         "lr": lr,
         "seed": seed,
         "split": "test" if final else "validation",
@@ -98,7 +123,7 @@ def score_record(label: str, stage: str, lr: float, seed: int, accuracy: float) 
 
 
 def speed_record(labels: Iterable[str] = METHODS) -> Record:
-    methods = {label: _method_speed(label, METHODS[label][4]) for label in labels}
+    methods = {label: _method_speed(label, KNOWN[label][4]) for label in labels}
     floor = {"forward": spread(0.021), "backward": spread(0.019), "total": spread(0.040)}
     measured = {
         "threads": 1,
@@ -152,16 +177,29 @@ def wobble(*place: int) -> float:
 
 def all_records(seeds: int = 3) -> list[Record]:
     """A complete suite: three rates and ``seeds`` final seeds a method, the quantised starts and the speed run."""
-    records = []
-    for m, (label, (_, centre, _, accuracy, _)) in enumerate(METHODS.items()):
-        rates = [centre * 10 ** (k / 2) for k in (-1, 0, 1)]
-        best = 2 if label == "stiefel" else 1  # one method's choice lies on the edge
+    runs = (_runs(m, label, points=3, seeds=seeds) for m, label in enumerate(METHODS))
+    return [*(record for found in runs for record in found), quantised_record(), speed_record()]
+
+
+def family_records() -> list[Record]:
+    """A complete suite of the family; a method that ran at one rate has no search."""
+    sizes = {label: (1, 2) if label in SETTLED else (6, 5) for label in FAMILY}
+    runs = (_runs(m, label, *sizes[label]) for m, label in enumerate(FAMILY))
+    return [*(record for found in runs for record in found), speed_record(FAMILY)]
+
+
+def _runs(m: int, label: str, points: int, seeds: int) -> Iterator[Record]:
+    centre, accuracy = KNOWN[label][1], KNOWN[label][3]
+    rates = [centre * 10 ** (k / 2) for k in range(-(points // 2), points - points // 2)]
+    best = points - 1 if label == "stiefel" else points // 2  # one method's choice lies on the edge
+    if points > 1:
         for i, lr in enumerate(rates):
-            records.append(score_record(label, "search", lr, 0, accuracy - 0.04 * abs(i - best) + 0.005 * wobble(m, i)))
-        for seed in range(1, seeds + 1):
-            within = 0.008 * wobble(seed) + 0.004 * wobble(seed, m)  # a part that all methods share, and their own
-            records.append(score_record(label, "final", rates[best], seed, accuracy + within))
-    return [*records, quantised_record(), speed_record()]
+            found = accuracy - 0.04 * abs(i - best) + 0.005 * wobble(m, i)
+            yield score_record(label, "search", lr, 0, found)
+    own = 0.02 if label == "polar" else 0.004
+    for seed in range(1, seeds + 1):
+        within = 0.008 * wobble(seed) + own * wobble(seed, m)  # a part that all methods share, and their own
+        yield score_record(label, "final", rates[best], seed, accuracy + within)
 
 
 def diverged(record: Record) -> Record:

@@ -22,6 +22,8 @@ def test_everything_is_found(tmp_path):
     assert results.merging("lora")["items"] == 200
     assert results.resolution == 1 / 500
     assert results.speed["rounds"] == 15
+    assert results.quantised["nf4"]["8"].keys() == {"qlora", "loftq", "qpissa"}
+    assert [start["relative_change"] for start in results.starts("lora")] == [0.0] * 3
     assert results.wall["workers"] == 2
 
 
@@ -111,6 +113,6 @@ def test_bytes_that_are_no_text(tmp_path):
 
 def test_final_runs_at_two_rates_are_refused(tmp_path):
     records = all_records()
-    records[-2]["run"]["lr"] *= 2
+    records[-3]["run"]["lr"] *= 2
     with pytest.raises(UnusableResults, match="'probe' has final runs at two learning rates"):
         load(write_folder(tmp_path, records))
