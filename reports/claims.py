@@ -9,9 +9,7 @@ from reports.records import Results
 from reports.rounding import bracketed, plus_minus
 from reports.tables import EDGE, POINTS, best_method, comparisons, main_table, mean_cell, unbeaten_probe
 from reports.verdicts import in_one_sentence, verdicts
-from reports.words import listed, span
-
-MANY = 12  # methods up to which a sentence names them all
+from reports.words import MANY, listed, named, span
 
 
 def opening(results: Results) -> list[str]:
@@ -67,7 +65,7 @@ def _against_baseline(results: Results) -> str:
     if len(groups["not separated"]) == len(verdicts) > MANY:
         none = f"None of the other {len(verdicts)} methods is separated from {results.baseline}"
         return f"{none} (paired by seed, Holm-corrected at 5 %)."
-    parts = [f"{listed(names)} {_be(names)} {kind}" for kind, names in groups.items() if names]
+    parts = [f"{named(names, 'methods')} {_be(names)} {kind}" for kind, names in groups.items() if names]
     return f"Against {results.baseline}, {'; '.join(parts)} (paired by seed, Holm-corrected at 5 %)."
 
 
@@ -76,7 +74,7 @@ def _probe(results: Results) -> str:
     if not unbeaten:
         return ""
     do = "does" if len(unbeaten) == 1 else "do"
-    return f"{listed(unbeaten)} {do} not beat the probe, which trains the task head alone."
+    return f"{named(unbeaten, 'methods')} {do} not beat the probe, which trains the task head alone."
 
 
 def _step_time(results: Results) -> str:
@@ -96,7 +94,8 @@ def _edges(results: Results) -> str:
     if not edged:
         return ""
     rate, lie = ("learning rate", "lies") if len(edged) == 1 else ("learning rates", "lie")
-    return f"The chosen {rate} of {listed(edged)} {lie} on the edge of the searched grid: a wider one may do better."
+    where = "on the edge of the searched grid: a wider one may do better"
+    return f"The chosen {rate} of {named(edged, 'methods')} {lie} {where}."
 
 
 def _unscored(results: Results) -> str:

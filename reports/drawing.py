@@ -112,7 +112,8 @@ def category(field: str, domain: Sequence[str], known: Sequence[str] = ()) -> al
 
 def dashes(field: str, domain: Sequence[str]) -> alt.StrokeDash:
     """Solid, then dashed, then dotted lines; no legend where all are solid."""
-    key = alt.Legend(orient="bottom", title=None, symbolStrokeColor=_INK, symbolStrokeWidth=2, symbolSize=260)
+    # Above the figure: beside the legend of the colours it would leave a narrow screen.
+    key = alt.Legend(orient="top", title=None, symbolStrokeColor=_INK, symbolStrokeWidth=2, symbolSize=260)
     patterns = [[1, 0], [6, 4], [2, 3]]
     scale = alt.Scale(domain=list(domain), range=[patterns[place % len(patterns)] for place in range(len(domain))])
     return alt.StrokeDash(f"{field}:N", sort=list(domain), scale=scale, legend=key if len(domain) > 1 else None)

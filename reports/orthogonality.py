@@ -2,7 +2,8 @@
 
 The control is U diag(s) V^T with a penalty of weight zero: it has the factors of the constrained methods and none of
 their geometry. LoRA, which has two factors, stands beside it. A comparison counts only where both sides searched enough
-learning rates and ran enough seeds.
+learning rates and ran enough seeds. A loss counts only if the method's rate is no edge of its grid, a tie only if the
+control's is none.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from statistics import median
 from reports.records import Results
 from reports.statistics import Comparison, compare_with
 from reports.table import EMPTY, Cell, Column, Table, count, digits, text, with_half
-from reports.tables import METHOD, POINTS, mean_cell
+from reports.tables import EDGE, EDGE_NOTE, METHOD, POINTS, mean_cell
 
 RATES, SEEDS = 6, 5  # of each method, for its comparison to count
 MARGIN = 0.01  # a loss of accuracy below which nothing is crippled
+COSTLY, UNSURE, FREE = "costs accuracy", "undecided", "costs nothing"
 CONTROL = "usv_penalty"  # with a penalty of weight zero
 CONSTRAINED = {  # method -> what is orthogonal in it, and how it stays so
     "stiefel": "factors, by retraction",
@@ -72,14 +74,14 @@ def _lucky(results: Results, label: str, comparison: Comparison) -> bool:
     return comparison.verdict == "better" and results.diverged_seeds(label) > 0
 
 
-def judged(comparison: Comparison) -> str:
+def judged(results: Results, label: str, reference: str, comparison: Comparison) -> str:
     """``costs accuracy``, ``costs nothing`` (at most the margin) or ``undecided``."""
     difference = comparison.difference
     if difference is None or not difference.half:
-        return "undecided"
+        return UNSURE
     if (difference.low or 0.0) > -MARGIN:
-        return "costs nothing"
-    return "costs accuracy" if comparison.verdict == "worse" else "undecided"
+        return UNSURE if results.on_edge(reference) or results.diverged_seeds(label) else FREE
+    return COSTLY if comparison.verdict == "worse" and not results.on_edge(label) else UNSURE
 
 
 def median_over_rates(results: Results, label: str) -> float | None:
@@ -112,7 +114,7 @@ def orthogonality_table(results: Results) -> Table:
     references = [label for label in (plain_lora, free) if label is not None]
     to_control, to_lora = against(results, free), against(results, plain_lora)
     rows = (
-        tuple(_row(results, label, to_control, to_lora) for label in [*references, *named])
+        tuple(_row(results, label, free, to_control, to_lora) for label in [*references, *named])
         if named and references
         else ()
     )
@@ -121,21 +123,25 @@ def orthogonality_table(results: Results) -> Table:
         "penalty. Differences are paired by seed, with 95 % t-intervals. Best and median over the searched rates are "
         "of one validation run each and have no interval."
     )
-    return Table("orthogonality", "Constrained and unconstrained", caption, columns, rows)
+    return Table("orthogonality", "Constrained and unconstrained", caption, columns, rows, ((EDGE, EDGE_NOTE),))
 
 
 def _row(
-    results: Results, label: str, to_control: dict[str, Comparison], to_lora: dict[str, Comparison]
+    results: Results,
+    label: str,
+    free: str | None,
+    to_control: dict[str, Comparison],
+    to_lora: dict[str, Comparison],
 ) -> tuple[Cell, ...]:
     what = "control" if is_control(results, label) else CONSTRAINED.get(results.method(label)["name"], "")
     return (
         Cell(label),
         Cell(what),
-        Cell(len({run.lr for run in results.of(label, "search")})),
+        Cell(len({run.lr for run in results.of(label, "search")}), mark=EDGE if results.on_edge(label) else ""),
         Cell(len(results.outcomes(label))),
         mean_cell(results, label, "accuracy"),
         _difference(to_control.get(label)),
-        Cell(judged(to_control[label])) if label in to_control else EMPTY,
+        Cell(judged(results, label, free, to_control[label])) if free and label in to_control else EMPTY,
         _difference(to_lora.get(label)),
         Cell(best_over_rates(results, label)),
         Cell(median_over_rates(results, label)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -31,14 +32,13 @@ def protocol(results: Results) -> list[tuple[str, str]]:
 
 def _grid(results: Results) -> str:
     """One rate each, or how many; methods with their own number are grouped by it."""
-    counts: dict[int, list[str]] = {}
-    for label in results.labels:
-        counts.setdefault(results.points(label), []).append(plain(label))
-    usual = int(results.suite["protocol"].get("points", 1))
-    own = [f"{_points(n)} for {listed(labels)}" for n, labels in counts.items() if n != usual]
-    grid = results.suite["protocol"]
-    said = _points(usual) + (f", {grid.get('per_decade')} per decade" if max(counts) > 1 else "")
-    return "; ".join([f"{said}, LoRA's centre {grid.get('lr')}", *own])
+    grid, counts = results.suite["protocol"], Counter(map(results.points, results.labels))
+    usual = int(grid.get("points", 1))
+    own = {n: [plain(label) for label in results.labels if results.points(label) == n] for n in counts if n != usual}
+    said = [_points(usual)] if usual in counts else []
+    said += [f"{_points(number)} for {listed(labels)}" for number, labels in own.items()]
+    spaced = f"; {grid.get('per_decade')} per decade" if max(counts) > 1 else ""
+    return f"{', '.join(said)}{spaced}; LoRA's centre {grid.get('lr')}"
 
 
 def _points(number: int) -> str:

@@ -108,6 +108,11 @@ class Results:
         finals = self.of(label, "final")
         return finals[0].lr if finals else None
 
+    def on_edge(self, label: str) -> bool:
+        """Is the chosen learning rate the smallest or the largest of several that were searched?"""
+        searched = {run.lr for run in self.of(label, "search")}
+        return len(searched) > 1 and self.chosen_lr(label) in (min(searched), max(searched))
+
     def parameters(self, label: str) -> Json:
         """Counts of the method's adapter; empty while no run has them."""
         return next(

@@ -75,11 +75,10 @@ def _step_time_column(base: str) -> Column:
 
 
 def _scores(results: Results, label: str, best: str | None) -> tuple[Cell, ...]:
-    lr, searched = results.chosen_lr(label), [run.lr for run in results.of(label, "search")]
-    edge = len(set(searched)) > 1 and lr in (min(searched), max(searched))
     trainable = results.parameters(label).get("trainable")
+    edge = EDGE if results.on_edge(label) else ""
     return (
-        Cell(lr, mark=EDGE if edge else ""),  # of a method that trains only the head: the head's
+        Cell(results.chosen_lr(label), mark=edge),  # of a method that trains only the head: the head's
         Cell(trainable),
         mean_cell(results, label, "accuracy", best=label == best),
         mean_cell(results, label, "macro_f1"),
@@ -178,9 +177,10 @@ def main_caption(results: Results, best: str | None, family: int) -> str:
     finals = [run for run in results.runs if run.stage == "final"]
     items = max((run.items or 0 for run in finals), default=0)
     seeds = span(map(results.seeds, results.labels))
+    most = seeds if " " in seeds else f"up to {seeds}"
     return (
-        f"Test scores of {results.suite['model']} on {results.suite['benchmark']} ({items:,} items): mean over up to "
-        f"{seeds} seeds with the half-width of the 95 % t-interval. The interval covers what changes with the seed "
+        f"Test scores of {results.suite['model']} on {results.suite['benchmark']} ({items:,} items): mean over {most} "
+        f"seeds with the half-width of the 95 % t-interval. The interval covers what changes with the seed "
         "(order of the data, initialisation), not the choice of test items. "
         f"Differences to {results.baseline} are paired by seed, with 95 % t-intervals. Verdicts are Holm-corrected at "
         f"5 % over these {family} comparisons; the intervals and the remark about the probe are not. Only a method "

@@ -5,16 +5,30 @@ A statement about which nothing was measured has no verdict.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
-from reports.after_merging import latency_verdict, merging_verdict
-from reports.orthogonality import MARGIN, RATES, SEEDS, against, constrained, control, judged, lora, median_over_rates
+from reports.after_merging import latency_verdict, merging_verdict, svd_form
+from reports.orthogonality import (
+    COSTLY,
+    FREE,
+    MARGIN,
+    RATES,
+    SEEDS,
+    UNSURE,
+    against,
+    constrained,
+    control,
+    judged,
+    lora,
+    median_over_rates,
+)
 from reports.records import Json, Results
 from reports.rounding import fixed, plus_minus, significant
 from reports.starts import PRESERVING, start_of
 from reports.statistics import Comparison
 from reports.tables import POINTS, mean_cell
-from reports.words import MANY, UNDECIDED, Verdict
+from reports.words import MANY, UNDECIDED, Verdict, listed
 
 
 def verdicts(results: Results) -> list[Verdict]:
@@ -40,18 +54,21 @@ def start_verdict(results: Results) -> Verdict | None:
     if not starts:
         return None
     moved = [label for label in starts if not starts[label]["relative_change"] < PRESERVING]
-    still = len(starts) - len(moved)
-    evidence = [f"{still} of {len(starts)} methods start at the pretrained function."]
+    named = [label for label in svd_form(results) if label in starts] or list(starts)
+    still = sum(label not in moved for label in named)
+    evidence = [f"{still} of {len(named)} methods with an exact low-rank pair start at the pretrained function."]
+    if others := [label for label in starts if label not in named]:
+        evidence.append(f"Of other methods, {sum(label not in moved for label in others)} of {len(others)} do.")
     if moved and len(moved) <= MANY:
         evidence.append(f"Not so: {'; '.join(_moved(results, label, starts[label]) for label in moved)}.")
     elif moved:
         evidence.append(f"Not so: {len(moved)} methods, in the table of starts.")
-    partly = f"refuted for {still} of {len(starts)} methods" if still else "holds"
+    partly = f"refuted for {still} of {len(named)} methods" if still else "holds"
     return Verdict(
         key="start",
         statement="The start of an SVD-form update destroys the pretrained function",
         short="their start destroys the pretrained function",
-        word=partly if moved else "refuted",
+        word="refuted" if still == len(named) else partly,
         evidence=tuple(evidence),
         rule=(
             "A start preserves the function if in float32 no logit changes by more than "
@@ -75,35 +92,37 @@ def orthogonality_verdict(results: Results) -> Verdict | None:
     if not named or (free is None and plain_lora is None):
         return None
     found = against(results, free)
-    kinds = [judged(comparison) for comparison in found.values()]
+    kinds = Counter(judged(results, label, free or "", comparison) for label, comparison in found.items())
     return Verdict(
         key="orthogonality",
         statement="Orthogonality cripples optimisation",
         short="orthogonality cripples optimisation",
-        word=_orthogonality_word(kinds.count("costs accuracy"), kinds.count("costs nothing"), len(named)),
+        word=_orthogonality_word(kinds, len(named)),
         evidence=_orthogonality_evidence(results, found, free, plain_lora),
         rule=(
             f"At least {RATES} learning rates and {SEEDS} seeds for every method and for the unconstrained control, "
             f"paired by seed. Refuted for a method if the 95 % interval lies above {fixed(-MARGIN * POINTS, 0)} point; "
-            "holds if the method is worse after Holm's correction at 5 %; otherwise undecided."
+            "holds if the method is worse after Holm's correction at 5 %; otherwise undecided. A rate on the edge of "
+            "its grid decides nothing against the method that has it."
         ),
     )
 
 
-def _orthogonality_word(costly: int, free: int, methods: int) -> str:
-    if costly:
-        return f"holds for {costly} of {methods} methods"
-    if free == methods:
+def _orthogonality_word(kinds: Counter[str], methods: int) -> str:
+    if kinds[FREE] == methods:
         return "refuted"
-    return f"refuted for {free} of {methods} methods, the others undecided" if free else UNDECIDED
+    if not kinds[FREE] and not kinds[COSTLY]:
+        return UNDECIDED
+    said = {"holds": kinds[COSTLY], "refuted": kinds[FREE], "undecided": methods - kinds[COSTLY] - kinds[FREE]}
+    return f"{listed([f'{word} for {number}' for word, number in said.items() if number])} of {methods} methods"
 
 
 def _orthogonality_evidence(
     results: Results, found: dict[str, Comparison], free: str | None, plain_lora: str | None
 ) -> tuple[str, ...]:
-    said = [_comparisons(found, f"the control {free}")] if free else ["No control without constraint was measured."]
+    said = [_comparisons(results, found, free)] if free else ["No control without constraint was measured."]
     if plain_lora:
-        said.append(_comparisons(against(results, plain_lora), plain_lora))
+        said.append(_comparisons(results, against(results, plain_lora), plain_lora))
     middles = {k: m for k in constrained(results) if (m := median_over_rates(results, k)) is not None}
     middle = median_over_rates(results, free) if free else None
     if middles and middle is not None:
@@ -115,14 +134,15 @@ def _orthogonality_evidence(
     return tuple(said)
 
 
-def _comparisons(found: dict[str, Comparison], reference: str) -> str:
+def _comparisons(results: Results, found: dict[str, Comparison], reference: str) -> str:
     parts = []
-    for kind in ("costs accuracy", "undecided", "costs nothing"):
-        known = {k: c.difference for k, c in found.items() if judged(c) == kind and c.difference is not None}
+    kinds = {label: judged(results, label, reference, comparison) for label, comparison in found.items()}
+    for kind in (COSTLY, UNSURE, FREE):
+        known = {k: c.difference for k, c in found.items() if kinds[k] == kind and c.difference is not None}
         if len(known) > MANY:
             widest = max(difference.half or 0.0 for difference in known.values())
             parts.append(f"{kind} for {len(known)} methods (half-widths up to {fixed(widest * POINTS, 1)} points)")
         elif known:
             numbers = (f"{k} {plus_minus(d.mean * POINTS, (d.half or 0.0) * POINTS, True)}" for k, d in known.items())
             parts.append(f"{kind}: {', '.join(numbers)} points")
-    return f"Against {reference}, at the best rate of each, the constraint {'; '.join(parts)}."
+    return f"Against {reference}, at the best rate of each: {'; '.join(parts)}."

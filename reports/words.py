@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from reports.rounding import significant
 
-MANY = 8  # names up to which a sentence has them all
+MANY = 12  # names up to which a sentence has them all
 UNDECIDED = "not decided by these records"
 
 

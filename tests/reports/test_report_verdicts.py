@@ -1,0 +1,225 @@
+"""The four verdicts: golden sentences, their decision rules on either side, and silence where nothing was measured."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from merging_samples import spread
+from report_samples import all_records, diverged, family_records, family_suite, suite, write_folder
+
+from reports import load
+from reports.claims import opening
+from reports.orthogonality import constrained, control
+from reports.records import Results
+from reports.render import statements_markdown
+from reports.verdicts import in_one_sentence, verdicts
+from reports.words import Verdict
+
+GOLDEN = Path(__file__).parent / "golden"
+Record = dict[str, Any]
+Change = Callable[[Record], None]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def judged(folder: Path, records: list[Record], described: dict[str, Any] | None = None) -> dict[str, Verdict]:
+    return {verdict.key: verdict for verdict in verdicts(load(write_folder(folder, records, described)))}
+
+
+def changed(records: list[Record], change: Change, label: str | None = None) -> list[Record]:
+    """The records with ``change`` applied to the measures of every run, or of every run of one method."""
+    records = copy.deepcopy(records)
+    for record in records:
+        if label is None or record["key"].startswith(f"{label}-"):
+            change(record["measures"])
+    return records
+
+
+def without(*names: str) -> Change:
+    return lambda measures: [measures.pop(name, None) for name in names] and None
+
+
+def family(folder: Path, records: list[Record] | None = None) -> Results:
+    return load(write_folder(folder, records or family_records(), family_suite()))
+
+
+def test_golden(folder):
+    (written,) = statements_markdown(verdicts(family(folder)))
+    if os.environ.get("SVDBENCH_UPDATE_GOLDEN"):
+        (GOLDEN / "statements.md").write_text(written, encoding="utf-8")
+    assert written == (GOLDEN / "statements.md").read_text(encoding="utf-8")
+
+
+def test_the_opening_has_them_in_one_sentence(folder):
+    results = family(folder)
+    (said,) = [sentence for sentence in opening(results) if sentence.startswith("Of SVD-form updates")]
+    assert said == in_one_sentence(verdicts(results))
+    assert "that they cannot be merged: refuted;" in said
+    assert said.endswith(
+        "orthogonality cripples optimisation: holds for 1, refuted for 2 and undecided for 1 of 4 methods."
+    )
+
+
+def test_nothing_measured_nothing_said(folder):
+    bare = [record for record in all_records() if record["run"]["kind"] == "score"]
+    bare = changed(bare, without("merging", "start"))
+    assert judged(folder, bare) == {}
+    assert in_one_sentence([]) == ""
+    assert statements_markdown([]) == []
+    assert judged(folder / "none", []) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"error": 9.9e-5}, "refuted"),
+        ({"error": 1.1e-4}, "refuted for 4 of 5 methods"),
+        ({"gained": 0, "lost": 3}, "refuted"),
+        ({"gained": 0, "lost": 12}, "refuted for 4 of 5 methods"),
+        ({"overflow": True}, "refuted"),  # it leaves the methods that were measured
+    ],
+)
+def test_merging_is_refuted_by_error_and_by_accuracy(folder, change, word):
+    def edit(measures: Record) -> None:
+        if "merging" in measures:
+            measures["merging"]["formats"]["float32"] |= change
+
+    found = judged(folder, changed(all_records(), edit, "pissa"))["merging"]
+    assert found.word == word
+    assert ("Not so: pissa" in found.evidence[0]) == (word != "refuted")
+
+
+def test_merging_holds_if_no_method_merges(folder):
+    def edit(measures: Record) -> None:
+        if "merging" in measures:
+            measures["merging"]["formats"]["float32"]["error"] = 0.5
+
+    records = [record for record in all_records() if not record["key"].startswith("probe")]
+    assert judged(folder, changed(records, edit))["merging"].word == "holds"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "word"),
+    [
+        (spread(1.0, 0.008), "holds only while unmerged"),
+        (spread(1.0, 0.05), "holds only while unmerged in 8 of 10 measurements, 2 undecided"),
+        (spread(1.06, 0.01), "holds only while unmerged in 8 of 10 measurements, 2 slower even when merged"),
+    ],
+)
+def test_latency_is_judged_by_its_intervals(folder, ratio, word):
+    def edit(measures: Record) -> None:
+        for given in measures["speed"]["methods"]["lora"]["latency"].values():
+            given["merged"]["ratio"] = ratio
+
+    found = judged(folder, _speed(all_records(), edit))["latency"]
+    assert found.word == word
+    assert ("Slower: lora for one token and lora for a batch" in found.evidence[0]) == ("slower" in word)
+
+
+def _speed(records: list[Record], edit: Change) -> list[Record]:
+    records = copy.deepcopy(records)
+    for record in records:
+        if record["run"]["kind"] == "speed":
+            edit(record["measures"])
+    return records
+
+
+def test_noise_decides_nothing(folder):
+    def edit(measures: Record) -> None:
+        for method in measures["speed"]["methods"].values():
+            for given in method["latency"].values():
+                given["merged"]["ratio"] = spread(1.05, 0.2)
+
+    assert judged(folder, _speed(all_records(), edit))["latency"].word == "not decided by these records"
+
+
+def test_the_bottleneck_adapter_stands_beside(folder):
+    found = {v.key: v for v in verdicts(family(folder))}["latency"]
+    assert any("the bottleneck adapter, which cannot be merged, 1.18" in sentence for sentence in found.evidence)
+
+
+@pytest.mark.parametrize(("change", "word"), [(9.9e-6, "refuted"), (1.1e-5, "refuted for 4 of 5 methods")])
+def test_a_start_is_preserving_below_its_bound(folder, change, word):
+    def edit(measures: Record) -> None:
+        if "start" in measures:
+            measures["start"]["relative_change"] = change
+
+    found = judged(folder, changed(all_records(), edit, "pissa"))["start"]
+    assert found.word == word
+    assert any("Not so: pissa (relative change 1.1e-5" in sentence for sentence in found.evidence) == (
+        word != "refuted"
+    )
+
+
+def test_one_seed_that_moves_is_enough(folder):
+    records = all_records()
+    (record,) = [r for r in records if r["key"].startswith("milora-final") and r["run"]["seed"] == 3]
+    record["measures"]["start"]["relative_change"] = 0.4
+    assert judged(folder, records)["start"].word == "refuted for 4 of 5 methods"
+
+
+def test_three_rates_judge_no_constraint(folder):
+    results = load(write_folder(folder, all_records()))
+    assert constrained(results) == []
+    assert "orthogonality" not in judged(folder, all_records())
+
+
+def test_a_penalty_of_zero_is_the_control(folder):
+    results = family(folder)
+    assert control(results) == "usv free"
+    assert constrained(results) == ["usv penalty", "stiefel", "stella", "polar"]
+
+
+def test_without_the_control_nothing_is_decided(folder):
+    records = [record for record in family_records() if not record["key"].startswith("usv free")]
+    found = {v.key: v for v in verdicts(family(folder, records))}["orthogonality"]
+    assert found.word == "not decided by these records"
+    assert found.evidence[0] == "No control without constraint was measured."
+
+
+def test_a_rate_on_the_edge_is_no_evidence_of_a_loss(folder):
+    records = family_records()
+    searched = [r for r in records if r["key"].startswith("stiefel-search")]
+    chosen = next(r["run"]["lr"] for r in records if r["key"].startswith("stiefel-final"))
+    for record in searched:
+        if record["run"]["lr"] < chosen:
+            record["run"]["lr"] *= 1000
+    found = {v.key: v for v in verdicts(family(folder, records))}["orthogonality"]
+    assert found.word == "refuted for 2 and undecided for 2 of 4 methods"
+
+
+def test_a_method_that_diverged_is_not_free(folder):
+    records = [
+        diverged(r) if r["key"].startswith("stella-final") and r["run"]["seed"] == 5 else r for r in family_records()
+    ]
+    assert "stella" not in constrained(family(folder, records)), "four seeds are too few"
+
+
+def test_a_suite_of_few_formats_and_parts_is_reported(folder):
+    def edit(measures: Record) -> None:
+        if "merging" in measures:
+            kept = ("items", "mergeable", "restored", "relative_size", "formats", "factors")
+            measures["merging"] = {name: measures["merging"][name] for name in kept}
+            formats = measures["merging"]["formats"]
+            measures["merging"]["formats"] = {name: formats[name] for name in ("float32", "bfloat16", "float16")}
+
+    found = judged(folder, changed(all_records(), edit), suite())
+    assert "nf4" not in " ".join(found["merging"].evidence)
+    assert "float16 0.53 % in the median" in " ".join(found["merging"].evidence)
+
+
+def test_overflow_is_said(folder):
+    def edit(measures: Record) -> None:
+        if "merging" in measures:
+            measures["merging"]["formats"]["float16"] = {"overflow": True, "error": None}
+
+    said = " ".join(judged(folder, changed(all_records(), edit))["merging"].evidence)
+    assert "float16 overflows for all 5" in said
