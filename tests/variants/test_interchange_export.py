@@ -370,7 +370,7 @@ def test_real_adapters_give_the_same_outputs_in_peft(tmp_path: Path) -> None:
         start = plain.encoder(tokens).last_hidden_state
     for name in ("lora", "pissa", "oft", "boft", "dora"):
         model = copy.deepcopy(plain.encoder)
-        attach(model, small(name, **ONE_FACTOR.get(name, {})), ["query", "value", "dense"])
+        attach(model, small(name, **ONE_FACTOR.get(name, {})), ["query", "key", "value", "attention.output.dense"])
         move(model, scale=0.02)
         exported = export_peft(model, tmp_path / name)
         theirs = PeftModel.from_pretrained(copy.deepcopy(plain.encoder), exported.folder).eval()

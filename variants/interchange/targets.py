@@ -101,8 +101,8 @@ def checked(pattern: str) -> str:
         Refused: it is no regular expression, or repeats and branches more than a choice of layers needs.
     """
     bare = re.sub(r"\\.|\[\^?\]?[^\]]*\]", "x", pattern, flags=re.DOTALL)
-    repeats, branching = len(re.findall(r"(?<!\()[*+?{]", bare)), len(re.findall(r"\([^()]*\|", bare))
-    if len(pattern) > _MOST_PATTERN or repeats > 6 or branching > 4 or re.search(r"\)[*+{]", bare):
+    repeats, options, branching = (len(re.findall(p, bare)) for p in (r"[*+{]", r"(?<!\()\?", r"\([^()]*\|"))
+    if len(pattern) > _MOST_PATTERN or repeats > 4 or max(options, branching) > 6 or re.search(r"\)[*+{]", bare):
         raise Refused(f"the pattern {pattern[:80]!r} could take for ever to match: name the layers by their paths")
     try:
         re.compile(pattern)
