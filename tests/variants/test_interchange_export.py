@@ -20,6 +20,7 @@ from transformers import AutoModel, BertConfig, BertForSequenceClassification
 from evaluation.models import load_base
 from tests.variants.models import Gated, net
 from tests.variants.peft_files import adapted, assert_as_before, base, in_peft, output, peft_layers, small, snapshot
+from variants.adalora import AdaLoRA
 from variants.core import Refused, Variant, activate, attach, create, method, names
 from variants.core.cases import close, gap, move
 from variants.core.host import hosts
@@ -39,6 +40,10 @@ ONE_FACTOR = {"boft": {"butterflies": 1}}  # PEFT has several only with its CUDA
 @pytest.fixture(autouse=True)
 def _without_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(boft_layer, "get_fbd_cuda", lambda: None)
+
+
+class UnknownToPEFT(AdaLoRA):
+    """Could do anything."""
 
 
 def assert_same_in_peft(kind: str, model: nn.Module, exported: Exported) -> None:
@@ -73,13 +78,14 @@ def test_every_method_gives_the_same_outputs_in_peft_or_is_refused(kind: str, na
 
 @pytest.mark.parametrize("name", names())
 def test_every_mergeable_method_is_written_as_a_plain_model(name: str, tmp_path: Path) -> None:
-    model = adapted("bert", small(name))
+    kind = "bert" if name == "bitfit" else "llama"  # a Llama has no biases
+    model = adapted(kind, small(name))
     before = snapshot(model)
     if method(name).mergeable:
         folder = export_merged(model, tmp_path / "merged")
-        plain = AutoModel.from_pretrained(folder, add_pooling_layer=False)
+        plain = type(base(kind)).from_pretrained(folder, **({"add_pooling_layer": False} if kind == "bert" else {}))
         close(output(plain), output(model), 1e-5, "output")
-        assert set(plain.state_dict()) == set(base("bert").state_dict())
+        assert set(plain.state_dict()) == set(base(kind).state_dict())
     else:
         with pytest.raises(Refused, match="merge"):
             export_merged(model, tmp_path / "merged")
@@ -175,6 +181,32 @@ def test_pairs_of_methods_that_replace_the_base_have_twice_the_rank(name: str, r
     exported = export_peft(adapted("bert", small(name)), tmp_path / "adapter")
     assert set(exported.ranks.values()) == {rank}
     assert settings(exported)["init_lora_weights"] is True
+
+
+@pytest.mark.parametrize("rank", [9, 16])
+def test_pairs_have_no_more_ranks_than_the_layer(rank: int, tmp_path: Path) -> None:
+    model = adapted("bert", small("pissa", rank=rank))
+    exported = export_peft(model, tmp_path / "adapter")
+    assert set(exported.ranks.values()) == {16}
+    assert_same_in_peft("bert", model, exported)
+
+
+def test_a_pair_of_rank_zero_is_one_of_zeros(tmp_path: Path) -> None:
+    model = adapted("bert", UnknownToPEFT(rank=4))
+    with torch.no_grad():
+        next(iter(hosts(model).values())).carried("default").get_parameter("E").zero_()
+    exported = export_peft(model, tmp_path / "adapter")
+    assert exported.form == "exact pair", "a class which extends a method is not that method"
+    assert list(exported.ranks.values()) == [1, 4, 4]
+    assert_same_in_peft("bert", model, exported)
+
+
+@pytest.mark.parametrize("faithful", ["paper", "code"])
+def test_the_divisor_of_adalora_is_taken_into_account(faithful: str, tmp_path: Path) -> None:
+    """It is 1e-5 larger than the rank, which no output in single precision shows."""
+    variant: Any = small("adalora", alpha=3.0, faithful=faithful)
+    written = settings(export_peft(adapted("bert", variant), tmp_path / "adapter"))
+    assert written["lora_alpha"] / (written["init_r"] + 1e-5) == pytest.approx(variant.scale, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["lora_xs", "lora_sb", "psoft", "stiefel", "stella", "polar", "eva", "lora_plus"])

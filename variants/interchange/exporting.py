@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from variants.core.attach import detach
 from variants.core.attachment import check_known, required_unmerged
@@ -145,7 +145,7 @@ def _written(
 
 
 def _pair(path: str, layer: Carried, why: str) -> LoRAPair:
-    """The exact pair on the original weight; of rank 1 at least, since PEFT has none of rank 0."""
+    """The exact pair on the original weight."""
     variant, W, t = layer.variant, layer.W, layer.t
     biased = layer.bias is not None and not torch.equal(variant.bias(layer.bias, t), layer.bias)
     pair = variant.as_lora(W, t) if variant.mergeable and not biased else None
@@ -155,7 +155,18 @@ def _pair(path: str, layer: Carried, why: str) -> LoRAPair:
         if not variant.mergeable:
             rest = "nor can it be merged into the weights, so that export_merged cannot write it either"
         raise Refused(f"{variant.name} on {path} has no native form in PEFT{reason} and no exact low-rank pair: {rest}")
-    return pair if len(pair.A) else LoRAPair(W.new_zeros(1, W.shape[1]), W.new_zeros(W.shape[0], 1))
+    return _of_possible_rank(pair, W)
+
+
+def _of_possible_rank(pair: LoRAPair, W: Tensor) -> LoRAPair:
+    """The same product from factors of rank 1 at least, since PEFT has none of rank 0, and min(out, in) at most."""
+    out, in_ = W.shape
+    if not len(pair.A):
+        return LoRAPair(W.new_zeros(1, in_), W.new_zeros(out, 1))
+    if len(pair.A) <= min(out, in_):
+        return pair
+    eye = torch.eye(min(out, in_), dtype=W.dtype, device=W.device)
+    return LoRAPair(eye, pair.delta()) if in_ <= out else LoRAPair(pair.delta(), eye)
 
 
 def _common(peft_type: str, layers: Mapping[str, Carried], base_model_name: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from variants.interchange.contents import (
     only,
     patterned,
 )
-from variants.interchange.targets import pattern_value
+from variants.interchange.targets import Patterns
 
 _CONVERT = "path_initial_model_for_weight_conversion"
 # Starts which leave the base as it is: the file's factors are then all there is.
@@ -62,11 +62,12 @@ class LoRA(Format):
         start, dora = options.get("init_lora_weights", True), options.flag("use_dora")
         _check_start(start, dora)
         r, alpha = options.count("r", 8), options.number("lora_alpha", 8)
-        ranks, alphas, root = options.table("rank_pattern"), options.table("alpha_pattern"), options.flag("use_rslora")
+        ranks, alphas = (Patterns(options.table(key)) for key in ("rank_pattern", "alpha_pattern"))
+        root = options.flag("use_rslora")
         method = start if start in _REBASED else "dora" if dora else "rslora" if root else "lora"
         restored = Restored({}, replaces_base=start in _REBASED)
         for layer in layers:
-            rank, own_alpha = pattern_value(ranks, layer.path, r), pattern_value(alphas, layer.path, alpha)
+            rank, own_alpha = ranks.number(layer.path, r), alphas.number(layer.path, alpha)
             if root and method != "rslora":  # ours divide by the rank
                 own_alpha = own_alpha * rank**0.5
             variant = made(method, layer.path, rank=rank, alpha=own_alpha)

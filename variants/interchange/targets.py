@@ -9,6 +9,7 @@ from typing import Any
 from variants.core.interface import Refused
 
 ALL_LINEAR = "all-linear"
+_MOST_PATTERNS = 10_000
 _MOST_PATTERN = 100_000  # characters; every layer of a large model by its full path takes less
 
 
@@ -37,14 +38,22 @@ def exactly(path: str) -> str:
 # ---- reading it -----------------------------------------------------------------------------------------------------
 
 
-def pattern_value(patterns: Mapping[str, Any], path: str, otherwise: float) -> Any:
-    """The number of the first pattern that means this path: the whole of it, or its end after a dot."""
-    for pattern, value in patterns.items():
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise Refused(f"the pattern {pattern[:80]!r} stands for a number, not {str(value)[:80]!r}")
-        if re.match(rf"(.*\.)?({checked(pattern)})$", path):
-            return value
-    return otherwise
+class Patterns:
+    """Numbers for the layers which a pattern means: by the whole of their path, or by its end after a dot."""
+
+    def __init__(self, table: Mapping[str, Any]) -> None:
+        if len(table) > _MOST_PATTERNS:
+            raise Refused(
+                f"{len(table)} patterns are more than any model has layers: at most {_MOST_PATTERNS} are read"
+            )
+        for pattern, value in table.items():
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise Refused(f"the pattern {pattern[:80]!r} stands for a number, not {str(value)[:80]!r}")
+        self._numbers = [(re.compile(rf"(.*\.)?({checked(pattern)})$"), value) for pattern, value in table.items()]
+
+    def number(self, path: str, otherwise: float) -> Any:
+        """That of the first pattern which means this path."""
+        return next((value for pattern, value in self._numbers if pattern.match(path)), otherwise)
 
 
 def check_targets(config: Mapping[str, Any]) -> None:
