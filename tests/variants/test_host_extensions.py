@@ -32,6 +32,7 @@ from variants.core import (
 )
 from variants.core.cases import Layer, close, conv1d, linear, move, same_bits
 from variants.core.host import Host, hosts
+from variants.core.rounding import Rounding
 from variants.ia3 import IA3
 from variants.lora import LoRA
 from variants.pissa import PiSSA
@@ -210,7 +211,7 @@ def test_the_merged_bias_is_rounded_once() -> None:
         scaled = (b.float() * torch.tensor(1e-8 / 3)).to(dtype)
         with merged(model):
             assert same_bits(model["layer"].bias.detach(), scaled)
-        with merged(model, torch.bfloat16):
+        with merged(model, Rounding("bfloat16")):
             assert same_bits(model["layer"].bias.detach(), scaled.bfloat16().to(dtype))
             assert model["layer"].bias.dtype == dtype
         detach(model, merge=True)
