@@ -375,9 +375,12 @@ def test_the_adapter_that_is_spoilt_below_is_good(folder: Path) -> None:
         ({"r": -4}, "rank is a whole number from 1"),
         ({"r": 10**12}, "expected"),
         ({"lora_alpha": 0}, "alpha is a positive number"),
-        ({"lora_alpha": float("nan")}, "alpha is a number, not nan"),
+        ({"lora_alpha": float("nan")}, "finite number, not 'nan'"),
+        ({"lora_alpha": 10**400, "use_rslora": True}, "finite number"),
+        ({"r": 10**400, "use_rslora": True}, "finite number"),
+        ({"rank_pattern": {"query": 10**400}, "use_dora": True, "use_rslora": True}, "finite number"),
         ({"use_rslora": 1}, "true or false"),
-        ({"rank_pattern": {"query": "4"}}, "stands for a number"),
+        ({"rank_pattern": {"query": "4"}}, "stands for a finite number, not '4'"),
         ({"rank_pattern": {"query": 2.5}}, "whole number"),
         ({"rank_pattern": [3]}, "rank_pattern is a table"),
         ({"rank_pattern": {"(a+)+$": 3}}, "for ever"),
@@ -433,6 +436,8 @@ def test_formats_which_lack_what_they_need(tmp_path: Path) -> None:
     saved("bert", AdaLoraConfig(init_r=3, total_step=5, target_modules=["query"]), tmp_path / "adalora")
     with_settings(tmp_path / "adalora", rank_pattern={"encoder.layer.0.attention.self.query.lora_E": [1, 0, 1]})
     assert_refused(tmp_path / "adalora", "3 truth values")
+    with_settings(tmp_path / "adalora", rank_pattern=None, init_r=10**12)
+    assert_refused(tmp_path / "adalora", "expected")
 
 
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from variants.core.interface import Init, Refused, Tensors, Variant
 from variants.core.registry import UnknownHyperparameter, create
-from variants.interchange.targets import exactly
+from variants.interchange.targets import exactly, numeric
 
 
 class Unfit(Exception):
@@ -103,10 +103,10 @@ class Options:
         return self._typed(key, otherwise, bool, "true or false")
 
     def number(self, key: str, otherwise: float) -> float:
-        return self._typed(key, otherwise, (int, float), "a number")
+        return numeric(key, self.get(key, otherwise))
 
     def count(self, key: str, otherwise: int) -> int:
-        return self._typed(key, otherwise, int, "a whole number")
+        return int(numeric(key, self._typed(key, otherwise, int, "a whole number")))
 
     def table(self, key: str) -> dict[str, Any]:
         return self._typed(key, None, (dict, type(None)), "a table") or {}
@@ -114,7 +114,7 @@ class Options:
     def _typed(self, key: str, otherwise: Any, kind: Any, words: str) -> Any:
         value = self.get(key, otherwise)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise Refused(f"{key} is {words}, not {value!r}")
+            raise Refused(f"{key} is {words}, not {str(value)[:80]!r}")
         return value
 
     def left(self) -> dict[str, Any]:

@@ -85,8 +85,9 @@ def export_peft(
     tensors = {f"base_model.{key}": tensor for key, tensor in contents.shared.items()}
     for path, own in contents.tensors.items():
         tensors |= {f"base_model.model.{path}.{key}": tensor for key, tensor in own.items()}
-    write_adapter(Path(folder), config, tensors)
-    return Exported(Path(folder), variant.name, format_.peft_type, form, tuple(layers), contents.ranks, why)
+    folder = Path(folder).expanduser()
+    write_adapter(folder, config, tensors)
+    return Exported(folder, variant.name, format_.peft_type, form, tuple(layers), contents.ranks, why)
 
 
 def export_merged(model: nn.Module, folder: str | Path, name: str = "default", *, rounding: Rounding = EXACT) -> Path:
@@ -110,9 +111,10 @@ def export_merged(model: nn.Module, folder: str | Path, name: str = "default", *
     detach(plain, merge=True, rounding=rounding)
     if rounding.format is not None and not rounding.quantises:
         plain.to(getattr(torch, rounding.format))
-    with replaced(Path(folder), frozenset()) as new:
+    folder = Path(folder).expanduser()
+    with replaced(folder, frozenset()) as new:
         plain.save_pretrained(new)
-    return Path(folder)
+    return folder
 
 
 def _prefixed(prefix: str, path: str) -> str:

@@ -29,7 +29,7 @@ def replaced(folder: Path, own: frozenset[str]) -> Iterator[Path]:
     Raises:
         Refused: ``folder`` holds something else than files with the names in ``own``, which are written over.
     """
-    folder = folder.expanduser().resolve()
+    folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
         raise Refused(f"{folder} is a file: give the name of a folder")
     if folder.exists() and (foreign := sorted({item.name for item in folder.iterdir()} - own)):

@@ -45,7 +45,7 @@ WITHOUT_COUNTERPART = {
     "layer_replication": "layers are used several times",
     "target_parameters": "parameters outside of linear layers are adapted",
     "alora_invocation_tokens": "the adapter acts after certain tokens only",
-    "kasa_config": "the base has lost its smallest singular values; save the merged model in PEFT",
+    "kasa_config": "the base loses its smallest singular values whenever it is loaded",
     "use_qalora": "inputs are pooled for quantised weights",
     "use_bdlora": "the factors are block diagonal",
     "arrow_config": "several adapters are mixed by a router",
@@ -123,7 +123,8 @@ def _format(config: Mapping[str, Any]) -> Format:
         raise Refused(f"peft_type {str(kind)[:80]!r} is not read: {known} are; save the merged model in PEFT instead")
     for key, what in WITHOUT_COUNTERPART.items():
         if _is_set(key, config.get(key)):
-            raise Refused(f"{key}={str(config[key])[:80]} ({what}) changes the function, and no method here has it")
+            rest = "changes the function and is not read: save the merged model in PEFT instead"
+            raise Refused(f"{key}={str(config[key])[:80]} ({what}) {rest}")
     return found
 
 

@@ -102,7 +102,7 @@ def _check_start(start: Any, dora: bool) -> None:
     if isinstance(start, str) and start.startswith("pissa_niter_"):
         why = "starts from a randomised decomposition without a seed, which PEFT itself does not find again"
     again = f"save it in PEFT with save_pretrained(..., {_CONVERT}=...), which makes a plain LoRA of it"
-    raise Refused(f"init_lora_weights={start!r} {why}: {again}")
+    raise Refused(f"init_lora_weights={str(start)[:80]!r} {why}: {again}")
 
 
 class AdaLoRA(Format):
@@ -140,23 +140,25 @@ class AdaLoRA(Format):
         _check_start(options.get("init_lora_weights", True), False)
         restored = Restored({})
         for layer in layers:
-            variant = made("adalora", layer.path, rank=r, alpha=alpha, faithful="code")
-            kept = torch.tensor(_mask(masks.get(f"{layer.path}.lora_E"), r, layer.path))
-            (out, in_), k = layer.W.shape, int(kept.sum())
-            A, B, E = layer.W.new_zeros(r, in_), layer.W.new_zeros(out, r), layer.W.new_zeros(r)
-            A[kept] = layer.take("lora_A", k, in_).to(A.dtype)
-            B[:, kept] = layer.take("lora_B", out, k).to(B.dtype)
-            E[kept] = layer.take("lora_E", k, 1).flatten().to(E.dtype)
+            variant, mask = (
+                made("adalora", layer.path, rank=r, alpha=alpha, faithful="code"),
+                masks.get(f"{layer.path}.lora_E"),
+            )
+            (out, in_), k = layer.W.shape, r if mask is None else _kept(mask, r, layer.path)
+            A, B, E = layer.take("lora_A", k, in_), layer.take("lora_B", out, k), layer.take("lora_E", k, 1).flatten()
+            if mask is not None:  # pruned triplets are there, with E = 0
+                kept = torch.tensor(mask).nonzero().flatten()
+                A, E = (X.new_zeros(r, *X.shape[1:]).index_copy(0, kept, X) for X in (A, E))
+                B = B.new_zeros(out, r).index_copy(1, kept, B)
             restored.layers[layer.path] = variant, Init(train={"A": A, "B": B, "E": E})
         return restored
 
 
-def _mask(mask: Any, r: int, path: str) -> list[bool]:
-    if mask is None:
-        return [True] * r
+def _kept(mask: Any, r: int, path: str) -> int:
+    """How many triplets a mask keeps."""
     if not isinstance(mask, list) or len(mask) != r or not all(isinstance(kept, bool) for kept in mask):
         raise Refused(f"rank_pattern of {path} is a list of {r} truth values, not {str(mask)[:80]}")
-    return mask
+    return sum(mask)
 
 
 class VeRA(Format):
@@ -188,14 +190,8 @@ class VeRA(Format):
             )
         A, B = (shared.pop(name) for name in self.shared_names)
         most_out, most_in = (max(layer.W.shape[i] for layer in layers) for i in range(2))
-        if (
-            A.ndim != 2
-            or B.ndim != 2
-            or A.shape[0] != r
-            or B.shape[1] != r
-            or len(B) < most_out
-            or A.shape[1] < most_in
-        ):
+        matching = A.ndim == B.ndim == 2 and A.shape[0] == B.shape[1] == r
+        if not (matching and A.shape[1] >= most_in and B.shape[0] >= most_out):
             shapes = f"vera_A {tuple(A.shape)} and vera_B {tuple(B.shape)}"
             raise Refused(f"{shapes} do not fit: expected ({r}, {most_in}) and ({most_out}, {r}), or larger")
         restored = Restored({}, shared={"A": A, "B": B})

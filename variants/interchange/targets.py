@@ -38,6 +38,17 @@ def exactly(path: str) -> str:
 # ---- reading it -----------------------------------------------------------------------------------------------------
 
 
+def numeric(what: str, value: Any) -> float:
+    """A number out of a file, whole or not.
+
+    Raises:
+        Refused: it is none, or larger than any could be.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 2**63:
+        raise Refused(f"{what} stands for a finite number, not {str(value)[:80]!r}")
+    return value
+
+
 class Patterns:
     """Numbers for the layers which a pattern means: by the whole of their path, or by its end after a dot."""
 
@@ -46,10 +57,10 @@ class Patterns:
             raise Refused(
                 f"{len(table)} patterns are more than any model has layers: at most {_MOST_PATTERNS} are read"
             )
-        for pattern, value in table.items():
-            if not isinstance(value, int | float) or isinstance(value, bool):
-                raise Refused(f"the pattern {pattern[:80]!r} stands for a number, not {str(value)[:80]!r}")
-        self._numbers = [(re.compile(rf"(.*\.)?({checked(pattern)})$"), value) for pattern, value in table.items()]
+        self._numbers = [
+            (re.compile(rf"(.*\.)?({checked(pattern)})$"), numeric(f"the pattern {pattern[:80]!r}", value))
+            for pattern, value in table.items()
+        ]
 
     def number(self, path: str, otherwise: float) -> Any:
         """That of the first pattern which means this path."""
