@@ -9,7 +9,7 @@ import altair as alt
 
 from reports.after_merging import LATENCY
 from reports.costs import INPUTS, SERVINGS, bounds, latency_of
-from reports.drawing import Figure, compose, inline, looks
+from reports.drawing import Figure, compose, inline, looks, tips
 from reports.records import Json, Results
 from reports.rounding import bracketed
 from reports.table import plain
@@ -72,7 +72,7 @@ def _ratio_layers(
             yOffset=offset,
             color=colour,
             shape=_reference_shape(references),
-            tooltip=["method:N", "against:N", "ratio:N"],
+            tooltip=tips("method:N", "against:N", "ratio:N"),
         ),
     ]
 

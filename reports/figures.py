@@ -9,7 +9,7 @@ from typing import Any
 import altair as alt
 
 from reports.cost_figures import latency_figure, speed_figure
-from reports.drawing import Figure, compose, inline, log_axis, looks
+from reports.drawing import Figure, compose, inline, log_axis, looks, tips
 from reports.merging_figures import drift_figure, quantised_figure, survival_error_figure, survival_figure
 from reports.records import Results
 from reports.rounding import plus_minus, rate
@@ -48,15 +48,15 @@ def score_figure(results: Results) -> Figure | None:
         return None
     x = log_axis("drawn", "trainable parameters (adapter)", [row["parameters"] for row in counted], steps=(1, 2, 5))
     y, bounds = _accuracy_axis("accuracy (points)"), {"y": alt.Y("low:Q", title=""), "y2": "high:Q"}
-    (colour, shape), tips = looks(results, rows), ["method:N", "parameters:Q", "accuracy:N"]
+    (colour, shape), shown = looks(results, rows), tips("method:N", "parameters:Q", "accuracy:N")
     # Zero has no place on a logarithmic axis: a method without parameters is a level to beat.
     level = alt.Chart(inline([row for row in rows if row["parameters"] == 0]))
     points = alt.Chart(inline(counted))
     layers = [
         level.mark_rect(opacity=0.12).encode(color=colour, **bounds),
-        level.mark_rule(strokeDash=[5, 4], strokeWidth=1.5).encode(y=y, color=colour, tooltip=tips),
+        level.mark_rule(strokeDash=[5, 4], strokeWidth=1.5).encode(y=y, color=colour, tooltip=shown),
         points.mark_rule(strokeWidth=2).encode(x=x, color=colour, **bounds),
-        points.mark_point(filled=True, size=90, opacity=1).encode(x=x, y=y, tooltip=tips, color=colour, shape=shape),
+        points.mark_point(filled=True, size=90, opacity=1).encode(x=x, y=y, tooltip=shown, color=colour, shape=shape),
     ]
     caption = (
         "Mean test accuracy with 95 % t-intervals over seeds. A method without trainable parameters of its own is "
@@ -79,7 +79,7 @@ def _ranked_figure(results: Results, rows: list[dict[str, Any]]) -> Figure:
         alt.Chart(inline(baseline)).mark_rule(color="currentColor", strokeDash=[2, 3], opacity=0.6).encode(x=x),
         points.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=""), x2="high:Q", y=y, color=colour),
         points.mark_point(filled=True, size=80, opacity=1).encode(
-            x=x, y=y, color=colour, shape=shape, tooltip=["method:N", "parameters:Q", "accuracy:N"]
+            x=x, y=y, color=colour, shape=shape, tooltip=tips("method:N", "parameters:Q", "accuracy:N")
         ),
     ]
     caption = (
@@ -140,17 +140,17 @@ def rates_figure(results: Results) -> Figure | None:
     x = log_axis("rate", "learning rate", [run.lr for run in runs], steps=(1, 3))
     y = _accuracy_axis("validation accuracy (points)")
     colour, shape = looks(results, rows + lost)
-    tips = ["method:N", "rate:Q", alt.Tooltip("value:Q", format=".1f", title="accuracy")]
+    shown = [*tips("method:N", "rate:Q"), alt.Tooltip("value:Q", format=".1f", title="accuracy")]
     lines = alt.Chart(inline(rows))
     chosen = lines.transform_filter("datum.chosen")
     layers = [
         lines.mark_line(strokeWidth=1.5).encode(x=x, y=y, color=colour),
-        lines.mark_point(filled=True, size=50, opacity=1).encode(x=x, y=y, tooltip=tips, color=colour, shape=shape),
+        lines.mark_point(filled=True, size=50, opacity=1).encode(x=x, y=y, tooltip=shown, color=colour, shape=shape),
         chosen.mark_point(size=190, strokeWidth=2, shape="circle").encode(x=x, y=y, color=colour),
     ]
     if lost:
         crosses = alt.Chart(inline(lost)).mark_point(shape=CROSS, size=110, strokeWidth=2.5)
-        layers.append(crosses.encode(x=x, y=y, color=colour, tooltip=["method:N", "rate:Q"]))
+        layers.append(crosses.encode(x=x, y=y, color=colour, tooltip=tips("method:N", "rate:Q")))
     caption = "One validation run a rate. A ring marks the rate that the final runs use"
     caption += "; ✕ at the bottom marks a run that diverged." if lost else "."
     said = "; ".join(f"{row['method']} {rate(row['rate'])}: {row['value']:.1f}" for row in rows)

@@ -12,7 +12,7 @@ from typing import Any
 
 import altair as alt
 
-from reports.drawing import HEIGHT, Figure, category, compose, dashes, inline, log_axis, log_ticks
+from reports.drawing import HEIGHT, Figure, category, compose, dashes, inline, log_axis, log_ticks, tips
 from reports.merging import EXACT, ROUNDINGS, formats, values
 from reports.records import Results
 from reports.rounding import significant
@@ -57,10 +57,10 @@ def _survival(results: Results, key: str, title: str, kind: str, scale: float, y
     x = log_axis("size", "size of the update, relative to the weights", [row["size"] for row in curve], steps=(1,))
     colour, dash = category("format", _order(curve, "format"), FORMATS), dashes("rounding", list(ROUNDINGS))
     bounds = {"y": alt.Y("low:Q", title=""), "y2": "high:Q"}
-    lines, tips = alt.Chart(inline(curve)), ["format:N", "rounding:N", "size:Q", "value:Q", "methods:Q"]
+    lines, shown = alt.Chart(inline(curve)), tips("format:N", "rounding:N", "size:Q", "value:Q", "methods:Q")
     layers = [
         lines.mark_area(opacity=0.15).encode(x=x, color=colour, detail="rounding:N", **bounds),
-        lines.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour, strokeDash=dash, tooltip=tips),
+        lines.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour, strokeDash=dash, tooltip=shown),
         *_marks(trained, x, y, colour),
     ]
     return compose(key, title, caption, f"{title}: {_said(curve)}.", layers, HEIGHT + 60)
@@ -77,10 +77,10 @@ def _marks(trained: Rows, x: alt.X, y: alt.Y, colour: alt.Color) -> list[alt.Cha
     foot = alt.value(HEIGHT + 60)
     return [
         points.mark_point(filled=True, size=28, opacity=1).encode(
-            x=x, y=y, color=colour, tooltip=["method:N", "format:N", "size:Q", "value:Q"]
+            x=x, y=y, color=colour, tooltip=tips("method:N", "format:N", "size:Q", "value:Q")
         ),
         ticks.mark_tick(color="currentColor", size=9, thickness=1.5, yOffset=-5).encode(
-            x=x, y=foot, tooltip=["method:N", "size:Q"]
+            x=x, y=foot, tooltip=tips("method:N", "size:Q")
         ),
         names.mark_text(color="currentColor", angle=270, align="left", fontSize=10, dx=12, baseline="middle").encode(
             x=x, y=foot, text="method:N"
@@ -169,7 +169,7 @@ def drift_figure(results: Results) -> Figure | None:
         .encode(x=x, y=y, color=colour, strokeDash=dash, detail="method:N"),
         middle.mark_line(strokeWidth=2.5).encode(x=x, y=y, color=colour, strokeDash=dash),
         middle.mark_point(filled=True, size=60, opacity=1).encode(
-            x=x, y=y, color=colour, tooltip=["format:N", "way:N", "cycles:Q", "value:Q"]
+            x=x, y=y, color=colour, tooltip=tips("format:N", "way:N", "cycles:Q", "value:Q")
         ),
     ]
     restored = [row["value"] for row in rows if row["way"] == "restoring"]
@@ -216,7 +216,7 @@ def quantised_figure(results: Results) -> Figure | None:
     layers = [
         chart.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour, strokeDash=dash),
         chart.mark_point(filled=True, size=60, opacity=1).encode(
-            x=x, y=y, color=colour, tooltip=["start:N", "format:N", "rank:Q", "value:Q"]
+            x=x, y=y, color=colour, tooltip=tips("start:N", "format:N", "rank:Q", "value:Q")
         ),
     ]
     caption = (

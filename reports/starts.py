@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from reports.records import Json, Results
@@ -12,9 +13,15 @@ PRESERVING = 1e-5  # largest logit change at the start, relative to the largest 
 STARTS = {"qlora": "QLoRA", "loftq": "LoftQ", "qpissa": "QPiSSA"}
 
 
+def change_of(start: Json) -> float:
+    """Relative to the largest logit; infinite where outputs are not finite."""
+    change = start["relative_change"]
+    return math.inf if change is None else float(change)
+
+
 def start_of(results: Results, label: str) -> Json | None:
     """The start that lies farthest from the base, of all final seeds; None where not measured."""
-    return max(results.starts(label), key=lambda start: start["relative_change"], default=None)
+    return max(results.starts(label), key=change_of, default=None)
 
 
 def start_table(results: Results) -> Table:
@@ -33,7 +40,7 @@ def start_table(results: Results) -> Table:
     rows = tuple(
         (
             Cell(label),
-            Cell(start["relative_change"] < PRESERVING),
+            Cell(change_of(start) < PRESERVING),
             *(Cell(start.get(kind)) for kind in kinds),
             mean_cell(results, label, "accuracy"),
         )

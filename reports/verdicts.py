@@ -25,7 +25,7 @@ from reports.orthogonality import (
 )
 from reports.records import Json, Results
 from reports.rounding import fixed, plus_minus, significant
-from reports.starts import PRESERVING, start_of
+from reports.starts import PRESERVING, change_of, start_of
 from reports.statistics import Comparison
 from reports.tables import POINTS, mean_cell
 from reports.words import MANY, UNDECIDED, Verdict, listed
@@ -53,10 +53,11 @@ def start_verdict(results: Results) -> Verdict | None:
     starts = {k: start for k in results.labels if k != results.probe and (start := start_of(results, k))}
     if not starts:
         return None
-    moved = [label for label in starts if not starts[label]["relative_change"] < PRESERVING]
-    named = [label for label in svd_form(results) if label in starts] or list(starts)
+    moved = [label for label in starts if not change_of(starts[label]) < PRESERVING]
+    paired = [label for label in svd_form(results) if label in starts]
+    named, form = paired or list(starts), "methods with an exact low-rank pair" if paired else "methods"
     still = sum(label not in moved for label in named)
-    evidence = [f"{still} of {len(named)} methods with an exact low-rank pair start at the pretrained function."]
+    evidence = [f"{still} of {len(named)} {form} start at the pretrained function."]
     if others := [label for label in starts if label not in named]:
         evidence.append(f"Of other methods, {sum(label not in moved for label in others)} of {len(others)} do.")
     if moved and len(moved) <= MANY:
@@ -78,12 +79,14 @@ def start_verdict(results: Results) -> Verdict | None:
 
 
 def _moved(results: Results, label: str, start: Json) -> str:
+    said = [f"relative change {significant(change_of(start))}"]
+    losses = [loss for name in ("loss_base", "loss_start") if (loss := start.get(name)) is not None]
+    said += [f"loss {' to '.join(significant(loss, 3) for loss in losses)}"] if len(losses) == 2 else []
     cell = mean_cell(results, label, "accuracy")
-    ends = ""
     if isinstance(cell.value, float):
-        ends = f", and it ends at {plus_minus(cell.value * POINTS, None if cell.half is None else cell.half * POINTS)}"
-    losses = f"loss {significant(start['loss_base'], 3)} to {significant(start['loss_start'], 3)}"
-    return f"{label} (relative change {significant(start['relative_change'])}, {losses}{ends} points)"
+        half = None if cell.half is None else cell.half * POINTS
+        said.append(f"and it ends at {plus_minus(cell.value * POINTS, half)} points")
+    return f"{label} ({', '.join(said)})"
 
 
 def orthogonality_verdict(results: Results) -> Verdict | None:

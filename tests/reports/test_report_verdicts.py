@@ -223,3 +223,18 @@ def test_overflow_is_said(folder):
 
     said = " ".join(judged(folder, changed(all_records(), edit))["merging"].evidence)
     assert "float16 overflows for all 5" in said
+
+
+def test_a_start_that_is_not_finite_preserves_nothing(folder):
+    def edit(measures: Record) -> None:
+        if "start" in measures:
+            measures["start"] |= dict.fromkeys(("relative_change", "max_logit_change", "loss_start"))
+
+    found = judged(folder, changed(all_records(), edit, "pissa"))["start"]
+    assert found.word == "refuted for 4 of 5 methods"
+    assert "Not so: pissa (relative change inf, and it ends at 78.2" in found.evidence[-1]
+
+
+def test_starts_without_a_merge_measurement_count_all_methods(folder):
+    found = judged(folder, changed(all_records(), without("merging")))["start"]
+    assert (found.word, found.evidence) == ("refuted", ("7 of 7 methods start at the pretrained function.",))
