@@ -113,7 +113,14 @@ def merging_full_table(results: Results) -> Table:
         Column("flipped", "flipped", digits(2, POINTS), "%", place="terminal"),
         Column("accuracy_adapted", "accuracy adapted", digits(3, POINTS), "points"),
         Column("accuracy_merged", "accuracy merged", digits(3, POINTS), "points"),
-        Column("difference", "merged against adapted", with_bounds(POINTS), "points", interval=True, place="terminal"),
+        Column(
+            "difference",
+            "merged against adapted",
+            with_bounds(POINTS, least=1),
+            "points",
+            interval=True,
+            place="terminal",
+        ),
         Column("kept", "kept", digits(3, POINTS), "%", place="terminal"),
         Column("update_error", "error of the update", digits(2)),
     )

@@ -30,11 +30,11 @@ def plus_minus(value: float, half: float | None, signed: bool = False) -> str:
     return fixed(value, places, signed) + ("" if half is None else f" ± {fixed(half, places)}")
 
 
-def bracketed(value: float, low: float | None, high: float | None) -> str:
-    """``1.21 [1.18, 1.25]``: for intervals that need not be symmetric."""
+def bracketed(value: float, low: float | None, high: float | None, least: int = 0) -> str:
+    """``1.21 [1.18, 1.25]``: for intervals that need not be symmetric; with ``least`` decimals or more."""
     if low is None or high is None:
         return significant(value, 3)
-    places = decimals((high - low) / 2, otherwise=2)
+    places = max(least, decimals((high - low) / 2, otherwise=2))
     return f"{fixed(value, places)} [{fixed(low, places)}, {fixed(high, places)}]"
 
 

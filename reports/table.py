@@ -124,12 +124,12 @@ def with_half(scale: float = 1.0, signed: bool = False) -> Show:
     return lambda cell: plus_minus(_number(cell) * scale, None if cell.half is None else cell.half * scale, signed)
 
 
-def with_bounds(scale: float = 1.0) -> Show:
-    """Value [low, high], times ``scale``."""
+def with_bounds(scale: float = 1.0, least: int = 0) -> Show:
+    """Value [low, high], times ``scale``, with ``least`` decimals or more."""
 
     def show(cell: Cell) -> str:
         low, high = (None if bound is None else bound * scale for bound in (cell.low, cell.high))
-        return bracketed(_number(cell) * scale, low, high)
+        return bracketed(_number(cell) * scale, low, high, least)
 
     return show
 
