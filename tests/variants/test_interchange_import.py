@@ -25,6 +25,8 @@ from peft import (
     get_peft_model,
 )
 from peft.tuners.boft import layer as boft_layer
+from peft.tuners.tuners_utils import _ExcludedModule, check_target_module_exists
+from peft.utils.other import get_pattern_key
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -33,6 +35,7 @@ from variants.core import Refused, Variant, activate, detach, trainable_paramete
 from variants.core.cases import close, gap
 from variants.core.host import hosts
 from variants.interchange import Imported, export_peft, import_peft
+from variants.interchange.targets import Patterns, is_target
 
 pytestmark = [
     # PEFT asks transformers in an old way whether gradients are checkpointed.
@@ -118,6 +121,8 @@ def test_pefts_adapters_give_pefts_outputs(kind: str, what: str, tmp_path: Path)
     model, result = assert_same_here(kind, make(target_modules=TARGETS[kind], **options), tmp_path, 0.1)
     assert result.method == result.variant.name == method
     assert result.unknown == ()
+    if method == "adalora":  # PEFT adds 1e-5 to the rank, which no output in single precision shows
+        assert result.variant.scale == pytest.approx(6 / (4 + 1e-5), rel=1e-12)
     assert bool(result.notes) is (what in ("oft-shared", "hra-orthonormal"))
     before = output(model)
     assert trainable_parameters(model), "it can be trained on"
@@ -227,6 +232,44 @@ def test_layers_are_chosen_as_peft_chooses_them(options: dict[str, Any], tmp_pat
     else:
         with pytest.raises(Refused, match="holds nothing for it"):
             imported("bert", tmp_path)
+
+
+PATHS = [
+    *("query", "block.query", "block.xquery", "layers.0.q", "model.layers.1.q", "model.layers.11.q"),
+    *("model.layers.1.experts.0.q", "model.layers.0.experts.1.q", "vision.blocks.1.q", "model.q", "layers.1"),
+]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["query"]},
+        {"target_modules": ["block.query", "q"]},
+        {"target_modules": r".*\.(0|1)\..*q"},
+        {"target_modules": ["q"], "layers_to_transform": [1]},
+        {"target_modules": ["q"], "layers_to_transform": 11},
+        {"target_modules": ["q"], "layers_to_transform": []},
+        {"target_modules": ["q", "query"], "layers_to_transform": [0, 1], "layers_pattern": "layers"},
+        {"target_modules": ["q"], "layers_to_transform": [1], "layers_pattern": ["experts", "blocks"]},
+        {"target_modules": ["q", "layers.1"], "exclude_modules": ["1.q", "layers.1"]},
+        {"target_modules": ["q", "query"], "exclude_modules": r"model\..*"},
+    ],
+    ids=str,
+)
+def test_targets_are_pefts(options: dict[str, Any]) -> None:
+    config = LoraConfig(**options)
+    theirs = [bool(check_target_module_exists(config, path)) for path in PATHS]
+    excluded = [isinstance(check_target_module_exists(config, path), _ExcludedModule) for path in PATHS]
+    wanted = [found and not out for found, out in zip(theirs, excluded, strict=True)]
+    assert [is_target(options, path) for path in PATHS] == wanted
+    assert 0 < sum(wanted) < len(PATHS)
+
+
+def test_patterns_are_pefts() -> None:
+    table = {"^query": 1, "query": 2, r"layers\.1.*": 3, "layers.0.q": 4, "q": 5}
+    wanted = [table.get(get_pattern_key(table, path), 0) for path in PATHS]
+    assert [Patterns(table).number(path, 0) for path in PATHS] == wanted
+    assert set(wanted) == {0, 1, 2, 3, 4, 5}
 
 
 def test_an_adapter_of_a_model_with_a_head_goes_onto_its_encoder(tmp_path: Path) -> None:
