@@ -17,7 +17,8 @@ from variants.core.host import Adapter, Host
 from variants.core.restoring import restore
 from variants.core.rounding import Format, Rounding
 
-DENSE_LAYERS = 2  # of a method without a thin pair, whose weight() is a dense product; of the others as many as sampled
+DENSE_LAYERS = 1  # measured of a method whose update is a dense product, hundreds of which take long; else a sample
+THIN = 4  # times the rank of a pair, at most the layer's smaller side, for its product to be cheap
 Distances = dict[str, float | None]  # number of cycles -> ||W_after - W_before|| / ||W_before||, None if not finite
 
 
@@ -80,8 +81,7 @@ def drift(
         with D the update on the W which the cycle finds. And the number of layers this was measured on, evenly spread
         over the model.
     """
-    dense = any(_adapter(one) is not None and pair_of(one) is None for one in layers)
-    chosen = spread(layers, DENSE_LAYERS) if dense else spread(layers)
+    chosen = spread(layers) if all(map(_cheap, layers)) else spread(layers, DENSE_LAYERS)
     if not chosen:
         return {}, 0
     sample = Sample(chosen, variant)
@@ -142,6 +142,13 @@ def _plain(layer: Changed) -> nn.Module:
 
 def _adapter(layer: Changed) -> Adapter | None:
     return layer.layer.alone() if isinstance(layer.layer, Host) and not layer.trained else None
+
+
+def _cheap(layer: Changed) -> bool:
+    if _adapter(layer) is None:
+        return True
+    pair = pair_of(layer)
+    return pair is not None and THIN * len(pair.A) <= min(layer.W.shape)
 
 
 def _init(adapter: Adapter) -> Init:
