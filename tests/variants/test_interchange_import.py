@@ -201,8 +201,11 @@ def test_what_peft_converts_is_a_plain_lora_of_twice_the_rank(start: str, tmp_pa
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_raised(dtype: torch.dtype, tmp_path: Path) -> None:
-    saved("llama", lora("llama"), tmp_path)
+@pytest.mark.parametrize("what", ["lora", "boft"])
+def test_half_precision_is_raised(what: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Before anything is computed from it."""
+    make, options, _ = OPTIONS[what]
+    saved("llama", make(target_modules=TARGETS["llama"], **options), tmp_path)
     rewrite(tmp_path, lambda tensors: {key: tensor.to(dtype) for key, tensor in tensors.items()})
     model, _ = imported("llama", tmp_path)
     assert {p.dtype for p in trainable_parameters(model).values()} == {torch.float32}
