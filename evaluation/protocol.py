@@ -317,7 +317,7 @@ def harness_digest() -> str:
     here = Path(__file__).parent
     apart = {"budget", "cases", "checks", "conformance"}  # no run goes through them
     files = [path for path in Path(core.__file__).parent.glob("*.py") if path.stem not in apart]
-    files += (here / "measures").glob("*.py")
+    files += (here / "measures").rglob("*.py")
     files += [
         here / f"{name}.py" for name in ("calibration", "data", "execute", "models", "mounting", "peers", "training")
     ]

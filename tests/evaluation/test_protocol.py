@@ -438,6 +438,18 @@ def test_other_code_or_libraries_change_every_key(monkeypatch):
     assert not {key(run) for run in search_of(p, "lora")} & {key(run) for run in search_of(moved, "lora")}
 
 
+@pytest.mark.parametrize("part", ["measures/score.py", "measures/merging/drift.py", "training.py"])
+def test_other_measuring_code_changes_the_digest(monkeypatch, part):
+    before, read = protocol.harness_digest(), Path.read_text
+    file = Path(protocol.__file__).parent / part
+
+    def changed(path: Path, **options: Any) -> str:
+        return read(path, **options) + ("\nMORE = 1\n" if path == file else "")
+
+    monkeypatch.setattr(Path, "read_text", changed)
+    assert protocol.harness_digest() != before
+
+
 @pytest.mark.parametrize(("points", "per_decade"), [(6, 100_000), (700, 1)])
 def test_a_grid_without_that_many_rates_is_refused(points, per_decade):
     with pytest.raises(Unusable, match=f"{points} points, {per_decade} per decade"):
