@@ -315,7 +315,7 @@ def harness_digest() -> str:
     and the versions of the libraries that compute. Part of every run's key, so records of another code do not pass for
     this one's."""
     here = Path(__file__).parent
-    apart = {"budget", "cases", "checks", "conformance"}  # no run goes through them
+    apart = {"budget", "cases", "checks", "combining", "conformance", "task_vectors"}  # no run goes through them
     files = [path for path in Path(core.__file__).parent.glob("*.py") if path.stem not in apart]
     files += (here / "measures").rglob("*.py")
     files += [

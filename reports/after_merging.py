@@ -95,38 +95,34 @@ def latency_verdict(results: Results) -> Verdict | None:
     named = [k for k in svd_form(results) or results.labels if any(latency_of(results, k, g, "folded") for g in INPUTS)]
     places = [(label, given) for label in named for given in INPUTS]
     merged = {place: ratio for place in places if (ratio := _ratio(results, *place, "merged"))}
-    if not merged:
+    together = {given: bounds(found) for given in INPUTS if (found := _measured(results, "latency_merged", given))}
+    if not merged or not together:
         return None
-    inside = [place for place, (_, low, high) in merged.items() if low >= 1 - LATENCY and high <= 1 + LATENCY]
-    slower = [place for place, (_, low, _) in merged.items() if low > max(1 + LATENCY, _noise(results, place[1]))]
     unmerged = (_unmerged_latency(results, named, given) for given in INPUTS)
     return Verdict(
         key="latency",
         statement="An SVD-form update needs an extra product and so adds latency",
         short="they add latency",
-        word=_latency_word(len(inside), len(slower), len(merged)),
-        evidence=(_merged_latency(results, merged, len(inside), slower), *filter(None, unmerged)),
+        word=_latency_word(list(together.values())),
+        evidence=(_merged_latency(results, merged, together), *filter(None, unmerged)),
         rule=(
-            "Refuted for merged weights if the 95 % interval of the ratio to the base's latency lies within "
-            f"±{100 * LATENCY:.0f} % of 1; not decided where it overlaps the bounds."
+            "True only while unmerged if the 95 % interval of the ratio of merged models to the base lies within "
+            f"±{100 * LATENCY:.0f} % of 1 for one token and for a batch; true of merged ones if it lies above; not "
+            "decided otherwise. In every round, the median of all merged models is compared with the base."
         ),
     )
 
 
-def _latency_word(inside: int, slower: int, measured: int) -> str:
-    if inside == measured:
+def _latency_word(together: Sequence[Ratio]) -> str:
+    if all(low >= 1 - LATENCY and high <= 1 + LATENCY for _, low, high in together):
         return "holds only while unmerged"
-    rest = [f"{slower} slower even when merged"] if slower else []
-    rest += [f"{measured - inside - slower} undecided"] if inside + slower < measured else []
-    if not inside and not slower:
-        return UNDECIDED
-    return f"holds only while unmerged in {inside} of {measured} measurements, {', '.join(rest)}"
+    return "holds" if any(low > 1 + LATENCY for _, low, _ in together) else UNDECIDED
 
 
-def _noise(results: Results, given: str) -> float:
-    """The upper end of the base's ratio with itself."""
-    interval: Json | None = ((results.speed or {}).get("latency_noise") or {}).get(given)
-    return float(interval["high"]) if interval else 1.0
+def _measured(results: Results, name: str, given: str) -> Json | None:
+    """What the speed run says for an input as a whole, not of one method."""
+    found: Json | None = ((results.speed or {}).get(name) or {}).get(given)
+    return found
 
 
 def _ratio(results: Results, label: str, given: str, serving: str) -> Ratio | None:
@@ -134,18 +130,16 @@ def _ratio(results: Results, label: str, given: str, serving: str) -> Ratio | No
     return bounds(found["ratio"]) if found else None
 
 
-def _merged_latency(
-    results: Results, merged: Mapping[tuple[str, str], Ratio], inside: int, slower: Sequence[tuple[str, str]]
-) -> str:
-    noise = (results.speed or {}).get("latency_noise") or {}
-    known = [f"{bracketed(*bounds(noise[given]))} for {name}" for given, name in INPUTS.items() if noise.get(given)]
-    said = (
-        f"Merged, the median ratio is {significant(median(value for value, _, _ in merged.values()), 3)}; {inside} of "
-        f"{len(merged)} intervals lie within the bounds"
+def _merged_latency(results: Results, merged: Mapping[tuple[str, str], Ratio], together: Mapping[str, Ratio]) -> str:
+    noise = {given: bounds(found) for given in INPUTS if (found := _measured(results, "latency_noise", given))}
+    inside = sum(low >= 1 - LATENCY and high <= 1 + LATENCY for _, low, high in merged.values())
+    said = [f"{bracketed(*ratio)} times the base's latency for {INPUTS[given]}" for given, ratio in together.items()]
+    known = [f"{bracketed(*ratio)} for {INPUTS[given]}" for given, ratio in noise.items()]
+    return (
+        f"Merged models take {' and '.join(said)}"
+        + (f" (the base against itself: {' and '.join(known)})" if known else "")
+        + f"; of the {len(merged)} intervals of single methods, {inside} lie within the bounds."
     )
-    said += f" (the base against itself: {' and '.join(known)})." if known else "."
-    names = [f"{label} for {INPUTS[given]}" for label, given in slower]
-    return said + (f" Slower: {in_words(names, 'measurements')}." if slower else "")
 
 
 def _unmerged_latency(results: Results, named: Sequence[str], given: str) -> str:

@@ -9,7 +9,7 @@ control's is none.
 from __future__ import annotations
 
 from dataclasses import replace
-from statistics import median
+from statistics import mean, median
 
 from reports.records import Results
 from reports.statistics import Comparison, compare_with
@@ -17,8 +17,9 @@ from reports.table import EMPTY, Cell, Column, Table, count, digits, text, with_
 from reports.tables import EDGE, EDGE_NOTE, METHOD, POINTS, mean_cell
 
 RATES, SEEDS = 6, 5  # of each method, for its comparison to count
-MARGIN = 0.01  # a loss of accuracy below which nothing is crippled
-COSTLY, UNSURE, FREE = "costs accuracy", "undecided", "costs nothing"
+CRIPPLING = 1 / 3  # of what the control gains over the probe: a method that loses so much is crippled
+MARGIN = 0.01  # accuracy that may be lost where no probe says what there is to gain
+COSTLY, UNSURE, FREE = "costs accuracy", "undecided", "does not cripple"
 CONTROL = "usv_penalty"  # with a penalty of weight zero
 CONSTRAINED = {  # method -> what is orthogonal in it, and how it stays so
     "stiefel": "factors, by retraction",
@@ -74,12 +75,21 @@ def _lucky(results: Results, label: str, comparison: Comparison) -> bool:
     return comparison.verdict == "better" and results.diverged_seeds(label) > 0
 
 
+def margin(results: Results) -> float:
+    """The loss of accuracy from which a constraint cripples."""
+    free, probe = control(results), results.probe
+    scores = [list(results.outcomes(label).values()) for label in (free, probe) if label is not None]
+    if len(scores) < 2 or not all(scores):
+        return MARGIN
+    return max(MARGIN, CRIPPLING * (mean(scores[0]) - mean(scores[1])))
+
+
 def judged(results: Results, label: str, reference: str, comparison: Comparison) -> str:
-    """``costs accuracy``, ``costs nothing`` (at most the margin) or ``undecided``."""
+    """``costs accuracy``, ``does not cripple`` (a loss of the margin is ruled out) or ``undecided``."""
     difference = comparison.difference
     if difference is None or not difference.half:
         return UNSURE
-    if (difference.low or 0.0) > -MARGIN:
+    if (difference.low or 0.0) > -margin(results):
         return UNSURE if results.on_edge(reference) or results.diverged_seeds(label) else FREE
     return COSTLY if comparison.verdict == "worse" and not results.on_edge(label) else UNSURE
 

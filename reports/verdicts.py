@@ -21,6 +21,7 @@ from reports.orthogonality import (
     control,
     judged,
     lora,
+    margin,
     median_over_rates,
 )
 from reports.records import Json, Results
@@ -104,11 +105,16 @@ def orthogonality_verdict(results: Results) -> Verdict | None:
         evidence=_orthogonality_evidence(results, found, free, plain_lora),
         rule=(
             f"At least {RATES} learning rates and {SEEDS} seeds for every method and for the unconstrained control, "
-            f"paired by seed. Refuted for a method if the 95 % interval lies above {fixed(-MARGIN * POINTS, 0)} point; "
-            "holds if the method is worse after Holm's correction at 5 %; otherwise undecided. A rate on the edge of "
-            "its grid decides nothing against the method that has it."
+            f"paired by seed. Refuted for a method if the 95 % interval rules out a loss of {_margin(results)}; holds "
+            "if it does not and the method is worse after Holm's correction at 5 %; otherwise undecided. A rate on the "
+            "edge of its grid decides nothing against the method that has it."
         ),
     )
+
+
+def _margin(results: Results) -> str:
+    points = f"{fixed(margin(results) * POINTS, 1)} points"
+    return points if margin(results) == MARGIN else f"{points}, a third of what the control gains over the probe"
 
 
 def _orthogonality_word(kinds: Counter[str], methods: int) -> str:

@@ -1,14 +1,15 @@
 """Latency of a forward pass: the base, and every method beside it, folded into two products, and merged into it.
 
 All models take their turn in every round, in an order drawn anew, so that drift of the machine cancels in the ratios to
-the base, which are formed within a round. The base runs twice in a round: its ratio with itself is the noise.
+the base, which are formed within a round. The base runs several times in a round: a single pass is noisier than what is
+to be told apart. Merged models are plain ones, whatever the method: pooled over the methods they say more than each.
 """
 
 from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,9 @@ from variants.core.conversion import attach_pairs, to_pairs
 from variants.core.host import hosts
 
 KINDS = ("adapted", "folded", "merged")
-Models = dict[tuple[str, str], Classifier]  # (label, kind) -> model; the base under ("", "base") and ("", "again")
+BASES = tuple(("", f"base {i}") for i in range(4))  # the base's turns in a round
+Which = tuple[str, str]  # label and kind
+Seconds = Mapping[Which, np.ndarray]  # one number a round
 
 
 def latency(
@@ -42,12 +45,13 @@ def latency(
         base: the same model without any.
 
     Returns:
-        rounds; base and noise (the base's ratio with itself) by shape, ``token`` or ``batch``; methods: label -> shape
-        -> kind -> seconds and ratio to the base, or None where there is no such form. ``adapted``: as it trains.
-        ``folded``: its exact low-rank pair, scale and diagonal multiplied in beforehand, as two thin products beside
-        the base. ``merged``: a plain model with the effective weights. Intervals as in ``interval``.
+        rounds; base: seconds by shape, ``token`` or ``batch``; noise: by shape, the ratio of the base's first turns in
+        a round to its last; merged: by shape, the ratio to the base of the median merged model of a round; methods:
+        label -> shape -> kind -> seconds and ratio to the base, or None where there is no such form. ``adapted``: as it
+        trains. ``folded``: its exact low-rank pair, scale and diagonal multiplied in beforehand, as two thin products
+        beside the base. ``merged``: a plain model with the effective weights. Intervals as in ``interval``.
     """
-    models: Models = {("", "base"): base, ("", "again"): base}
+    models: dict[Which, Classifier] = dict.fromkeys(BASES, base)
     for label, (model, variant) in adapted.items():
         models[label, "adapted"] = model
         models |= {(label, kind): made for kind, made in _deployed(model, base, variant).items()}
@@ -60,8 +64,11 @@ def latency(
     found = {shape: _seconds(models, rows, rounds, precision, device) for shape, rows in shapes.items()}
     return {
         "rounds": rounds,
-        "base": {shape: interval(seconds["", "base"]) for shape, seconds in found.items()},
-        "noise": {shape: interval(s["", "again"] / s["", "base"]) for shape, s in found.items()},
+        "base": {shape: interval(_base(seconds)) for shape, seconds in found.items()},
+        "noise": {
+            shape: interval(_base(seconds, BASES[:2]) / _base(seconds, BASES[2:])) for shape, seconds in found.items()
+        },
+        "merged": {shape: _merged_together(seconds) for shape, seconds in found.items()},
         "methods": {
             label: {shape: {kind: _entry(seconds, label, kind) for kind in KINDS} for shape, seconds in found.items()}
             for label in adapted
@@ -99,11 +106,10 @@ def _with_encoder(model: Classifier, encoder: nn.Module) -> Classifier:
 
 
 def _seconds(
-    models: Models, batch: Batch, rounds: int, precision: str, device: torch.device
-) -> dict[tuple[str, str], np.ndarray]:
-    """Seconds of a pass by model, one a round."""
+    models: Mapping[Which, Classifier], batch: Batch, rounds: int, precision: str, device: torch.device
+) -> Seconds:
     rng = random.Random(0)
-    laps: dict[tuple[str, str], list[float]] = {which: [] for which in models}
+    laps: dict[Which, list[float]] = {which: [] for which in models}
     for _ in range(rounds):
         for which in rng.sample(list(models), len(models)):
             laps[which].append(_timed(lambda model=models[which]: model(batch), precision, device))  # type: ignore[misc]
@@ -120,8 +126,17 @@ def _timed(forward: Callable[[], object], precision: str, device: torch.device) 
     return clock.seconds()["pass"]
 
 
-def _entry(seconds: Mapping[tuple[str, str], np.ndarray], label: str, kind: str) -> dict[str, Any] | None:
+def _base(seconds: Seconds, turns: Sequence[Which] = BASES) -> np.ndarray:
+    return np.median([seconds[turn] for turn in turns], axis=0)
+
+
+def _merged_together(seconds: Seconds) -> dict[str, float] | None:
+    merged = [values for (_, kind), values in seconds.items() if kind == "merged"]
+    return interval(np.median(merged, axis=0) / _base(seconds)) if merged else None
+
+
+def _entry(seconds: Seconds, label: str, kind: str) -> dict[str, Any] | None:
     if (label, kind) not in seconds:
         return None
     mine = seconds[label, kind]
-    return {"seconds": interval(mine), "ratio": interval(mine / seconds["", "base"])}
+    return {"seconds": interval(mine), "ratio": interval(mine / _base(seconds))}

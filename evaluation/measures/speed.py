@@ -53,7 +53,7 @@ def speed(run: SpeedRun, encoder: nn.Module, hidden: int, classes: int, device: 
         floor: forward, backward and total seconds, saved_bytes, peak_bytes; methods: for each label the seconds of
         every phase and of the whole step, ratio_baseline and ratio_floor, saved_bytes (activations kept for backward),
         peak_bytes (tensor memory a step adds at its highest), init_seconds (attaching, decompositions included), and
-        latency; latency, base_latency, latency_noise and latency_rounds are those of ``measures.latency``.
+        latency; latency and what begins with ``latency_`` or ``base_latency`` is that of ``measures.latency``.
         Seconds and ratios are {median, low, high} with a 95 % interval of the median.
     """
     threads = torch.get_num_threads()
@@ -136,6 +136,7 @@ def _result(
         },
         "base_latency": passes["base"],
         "latency_noise": passes["noise"],
+        "latency_merged": passes["merged"],
         "latency_rounds": passes["rounds"],
         "methods": methods,
         "seconds": {phase: sum(sum(p.get(phase, [])) for p in laps.values()) for phase in PHASES},

@@ -76,13 +76,17 @@ def test_the_result_is_plain_and_whole() -> None:
     found = measured(("lora", "dora", "adapter"))
     json.dumps(found, allow_nan=False)
     assert found["rounds"] == 6
-    assert found["base"].keys() == found["noise"].keys() == {"token", "batch"}
+    assert found["base"].keys() == found["noise"].keys() == found["merged"].keys() == {"token", "batch"}
     for name, shapes in found["methods"].items():
         for kinds in shapes.values():
             assert kinds.keys() == set(KINDS)
             assert {kind for kind, entry in kinds.items() if entry} == FORMS[name]
             for entry in filter(None, kinds.values()):
                 assert 0 < entry["seconds"]["low"] <= entry["seconds"]["median"] <= entry["seconds"]["high"]
+
+
+def test_without_a_merged_model_nothing_is_said_of_merging() -> None:
+    assert measured(("adapter",), rounds=2)["merged"] == {"token": None, "batch": None}
 
 
 def test_ratios_are_formed_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +97,8 @@ def test_ratios_are_formed_within_a_round(monkeypatch: pytest.MonkeyPatch) -> No
     def timed(forward: Any, *_: object) -> float:
         model = forward.__defaults__[0]
         passes[id(model)] += 1
-        rounds = (passes[id(model)] + 1) // 2 if model is base else passes[id(model)]  # the base runs twice in each
+        turns = len(module.BASES) if model is base else 1
+        rounds = -(-passes[id(model)] // turns)
         layer = type(model.encoder.get_submodule("encoder.layer.0.attention.self.query")).__name__
         return weights[layer] * 2.0**rounds
 
@@ -104,4 +109,4 @@ def test_ratios_are_formed_within_a_round(monkeypatch: pytest.MonkeyPatch) -> No
     for shape in ("token", "batch"):
         assert found["methods"]["dora"][shape]["adapted"]["ratio"] == {"median": 3, "low": 3, "high": 3}
         assert found["methods"]["dora"][shape]["merged"]["ratio"] == {"median": 1, "low": 1, "high": 1}
-        assert found["noise"][shape] == {"median": 1, "low": 1, "high": 1}
+        assert found["noise"][shape] == found["merged"][shape] == {"median": 1, "low": 1, "high": 1}

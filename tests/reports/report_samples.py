@@ -135,6 +135,7 @@ def speed_record(labels: Iterable[str] = METHODS) -> Record:
         "base_latency": {"token": spread(0.0031), "batch": spread(0.0172)},
         "latency_rounds": 40,
         "latency_noise": {"token": spread(1.0, 0.012), "batch": spread(1.0, 0.008)},
+        "latency_merged": {"token": spread(1.001, 0.006), "batch": spread(1.0, 0.004)},
         "methods": methods,
     }
     run = {
