@@ -13,8 +13,9 @@ from reports.drawing import Figure, compose, inline, looks, tips
 from reports.records import Json, Results
 from reports.rounding import bracketed
 from reports.table import plain
+from reports.words import MANY
 
-ROW = 44  # pixels of height for a method
+ROW, NARROW_ROW = 44, 28  # pixels of height for a method; where there are many
 
 
 def speed_figure(results: Results) -> Figure | None:
@@ -94,4 +95,5 @@ def _said(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _height(rows: Sequence[dict[str, Any]]) -> int:
-    return max(160, ROW * len({row["method"] for row in rows}))
+    methods = len({row["method"] for row in rows})
+    return max(160, (ROW if methods <= MANY else NARROW_ROW) * methods)

@@ -53,9 +53,9 @@ class Rounding:
         if self.format is None:
             return tensor
         if self.format == "int8":
-            return _scaled(tensor, tensor.shape[-1], torch.arange(-127, 128, dtype=torch.float64) / 127, self.rng)
+            return _int8(tensor, self.rng)
         if self.format == "nf4":
-            return _scaled(tensor, BLOCK, torch.tensor(NF4_LEVELS, dtype=torch.float64), self.rng)
+            return _nf4(tensor, self.rng)
         return _narrowed(tensor, getattr(torch, self.format), self.rng)
 
     def of_layer(self, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -77,14 +77,19 @@ def _narrowed(tensor: Tensor, dtype: torch.dtype, rng: torch.Generator | None) -
     return torch.where(held, nearest.to(tensor.dtype), _by_chance(tensor, low, high, rng))
 
 
-def _scaled(W: Tensor, block: int, levels: Tensor, rng: torch.Generator | None) -> Tensor:
-    """Rounds to ``levels`` (sorted, in [-1, 1]) times the largest magnitude of each block along a row."""
+def _int8(W: Tensor, rng: torch.Generator | None) -> Tensor:
+    scale = W.abs().amax(-1, keepdim=True) / 127
+    x = W / torch.where(scale > 0, scale, 1.0)
+    return scale * (x.round() if rng is None else _by_chance(x, x.floor(), x.floor() + 1, rng))
+
+
+def _nf4(W: Tensor, rng: torch.Generator | None) -> Tensor:
     rows, width = W.shape
-    levels = levels.to(W.device, W.dtype)
-    padded = torch.nn.functional.pad(W, (0, -width % block)).unflatten(1, (-1, block))
-    scale = padded.abs().amax(-1, keepdim=True)
-    x = padded / torch.where(scale > 0, scale, 1.0)
-    above = torch.searchsorted(levels, x.contiguous()).clamp(1, len(levels) - 1)
+    levels = torch.tensor(NF4_LEVELS, dtype=W.dtype, device=W.device)
+    blocks = torch.nn.functional.pad(W, (0, -width % BLOCK)).unflatten(1, (-1, BLOCK))
+    scale = blocks.abs().amax(-1, keepdim=True)
+    x = blocks / torch.where(scale > 0, scale, 1.0)
+    above = torch.searchsorted(levels, x).clamp(1, len(levels) - 1)
     low, high = levels[above - 1], levels[above]
     chosen = torch.where(x - low <= high - x, low, high) if rng is None else _by_chance(x, low, high, rng)
     return (chosen * scale).flatten(1)[:, :width].reshape(rows, width)
