@@ -33,7 +33,7 @@ from variants.lora import LoRA
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 NATIVE = {"lora", "rslora", "dora", "adalora", "vera", "oft", "boft", "hra", "ia3"}
-NEITHER = {"goft", "full", "bitfit", "probe", "adapter"}
+NEITHER = {"goft", "dense", "full", "bitfit", "probe", "adapter"}
 ONE_FACTOR = {"boft": {"butterflies": 1}}  # PEFT has several only with its CUDA extension
 
 

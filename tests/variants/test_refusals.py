@@ -191,7 +191,7 @@ def test_verbs_need_an_adapter() -> None:
         (lambda m: activate(m, {"default": 1.0, "b": 0.5}), "no adapter called 'b'"),
         (lambda m: rows(m, ["default", "b"]).__enter__(), "no adapter called 'b'"),
         (lambda m: adapter_state(m, "b"), "no adapter called 'b'"),
-        (lambda m: load_adapter_state(m, {}), "does not fit the attached method: .* keys differ"),
+        (lambda m: load_adapter_state(m, {}), "does not fit the method here: .* keys differ"),
     ],
 )
 def test_verbs_refuse_what_they_do_not_know(verb: Callable[[nn.Module], object], message: str) -> None:

@@ -89,7 +89,7 @@ def _nf4(W: Tensor, rng: torch.Generator | None) -> Tensor:
     blocks = torch.nn.functional.pad(W, (0, -width % BLOCK)).unflatten(1, (-1, BLOCK))
     scale = blocks.abs().amax(-1, keepdim=True)
     x = blocks / torch.where(scale > 0, scale, 1.0)
-    above = torch.searchsorted(levels, x).clamp(1, len(levels) - 1)
+    above = torch.searchsorted(levels, x.contiguous()).clamp(1, len(levels) - 1)
     low, high = levels[above - 1], levels[above]
     chosen = torch.where(x - low <= high - x, low, high) if rng is None else _by_chance(x, low, high, rng)
     return (chosen * scale).flatten(1)[:, :width].reshape(rows, width)
