@@ -134,6 +134,25 @@ Plugins = Annotated[list[str], typer.Option("--plugin", help="File or module wit
 Changes = Annotated[list[str], typer.Option("--set", help="key=value, overrides the suite; may be repeated.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes for score runs; 0 means one a core (one on CUDA).")]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
+RunName = Annotated[str, typer.Argument(help="RESULTS/METHOD, as in results/quick/lora; or a folder of adapter files.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of what is left to chance.")]
+Model = Annotated[str | None, typer.Option(help="The base of an adapter that comes as files.")]
+Prefix = Annotated[str, typer.Option(help="Where the base sits in the model that PEFT loads, such as bert.")]
+
+
+class StoredAs(StrEnum):
+    """Formats in which a plain model can be stored."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Target(StrEnum):
+    """What an adapter can be written as."""
+
+    peft = "peft"
+    merged = "merged"
 
 
 @app.command()
@@ -346,55 +365,40 @@ def params(
     console.print(f"{model}: {counted.parameters:,} parameters, {counted.layers} layers adapted ({targets}){limit}")
 
 
-RunName = Annotated[str, typer.Argument(help="RESULTS/METHOD, as in results/quick/lora; or a folder of adapter files.")]
-Model = Annotated[str | None, typer.Option(help="The base of an adapter that comes as files.")]
-Prefix = Annotated[str, typer.Option(help="Where the base sits in the model that PEFT loads, such as bert.")]
-
-
-class StoredAs(StrEnum):
-    """Formats in which a plain model can be stored."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
 @app.command()
 def merge(
     run: RunName,
-    to: Annotated[Path | None, typer.Option(help="Write the merged model there; default: only measure.")] = None,
-    stored_as: Annotated[StoredAs, typer.Option("--format", help="In which it is stored.")] = StoredAs.float32,
-    by_chance: Annotated[bool, typer.Option(help="Round stochastically instead of to nearest.")] = False,
-    seed: Annotated[int, typer.Option(help="Of stochastic rounding.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the merged model there; default: only measure.")] = None,
+    stored_as: Annotated[StoredAs, typer.Option("--format", help="In which it is written.")] = StoredAs.float32,
+    stochastic: Annotated[bool, typer.Option("--stochastic", help="Round by chance instead of to nearest.")] = False,
+    seed: Seed = 0,
     items: Annotated[int, typer.Option(min=1, help="Test items to measure with.")] = 200,
     model: Model = None,
     as_json: Json = False,
+    plugin: Plugins = [],  # noqa: B006
 ) -> None:
     """Measure what merging does to a trained adapter in every storage format; write the merged model.
 
-    Example: python3 tasks.py merge results/quick/lora --to merged --format bfloat16
+    Example: python3 tasks.py merge results/quick/lora --out merged --format bfloat16
     """
     from evaluation.exchange import merge_behaviour, source, write_merged
     from evaluation.listing import merging_table
-    from evaluation.spec import Merging
+    from evaluation.plugins import load_plugins
+    from evaluation.spec import Merging, Unusable
 
+    load_plugins(plugin)
     found = source(run, model)
+    if found.kept is None and out is None:
+        raise Unusable(f"{run} is a folder of adapter files, with no task to measure on: say with --out where to write")
+    if out is not None:
+        said = write_merged(found, out, stored_as.value, seed if stochastic else None)
+        Console(stderr=as_json, markup=False).print(f"{said}: {out}", soft_wrap=True)
     if found.kept is not None:
         behaviour = merge_behaviour(found.kept, Merging(items=items))
         if as_json:
             print(json.dumps(behaviour, indent=1))
         else:
             console.print(merging_table(behaviour))
-    if to is not None:
-        said = write_merged(found, to, stored_as.value, seed if by_chance else None)
-        console.print(f"{said}: {to}", soft_wrap=True)
-
-
-class Target(StrEnum):
-    """What an adapter can be written as."""
-
-    peft = "peft"
-    merged = "merged"
 
 
 @app.command()
@@ -404,13 +408,16 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     prefix: Prefix = "",
     model: Model = None,
+    plugin: Plugins = [],  # noqa: B006
 ) -> None:
     """Write a trained adapter for PEFT, or as a plain model of transformers.
 
     Example: python3 tasks.py export results/quick/pissa --to peft --out pissa-for-peft
     """
     from evaluation.exchange import source, write_merged, write_peft
+    from evaluation.plugins import load_plugins
 
+    load_plugins(plugin)
     found = source(run, model)
     said = write_peft(found, out, prefix) if to is Target.peft else write_merged(found, out)
     console.print(f"{said}: {out}", soft_wrap=True)
@@ -439,8 +446,9 @@ def combine(
     rank: Annotated[int, typer.Option(min=1, help="Of the truncated sum.")] = 8,
     density: Annotated[float, typer.Option(help="Share of the numbers which TIES and DARE keep.")] = 0.2,
     items: Annotated[int, typer.Option(min=1, help="Test items of each task.")] = 500,
-    seed: Annotated[int, typer.Option(help="Of what DARE drops.")] = 0,
+    seed: Seed = 0,
     as_json: Json = False,
+    plugin: Plugins = [],  # noqa: B006
 ) -> None:
     """Combine adapters that were trained on different tasks, and score what each task keeps.
 
@@ -448,7 +456,9 @@ def combine(
     """
     from evaluation.combination import chosen_ways, combined_scores
     from evaluation.kept import find
+    from evaluation.plugins import load_plugins
 
+    load_plugins(plugin)
     kept, ways = [find(run) for run in runs], chosen_ways(how)
     with console.status("scoring ...") as status:
         say = lambda done: status.update(f"scored {done} ...")  # noqa: E731

@@ -12,6 +12,7 @@ from evaluation.benchmarks import load_benchmark
 from evaluation.clock import Clock
 from evaluation.data import Split, tokenise
 from evaluation.kept import Kept, base_of, classifier, mount
+from evaluation.measures.score import score
 from evaluation.spec import Unusable
 from evaluation.training import Classifier, logits
 from variants.core import Refused, activate, detach
@@ -26,13 +27,15 @@ class Task:
     """One adapter's own task: its head on the shared encoder, and the items it is scored on."""
 
     name: str  # of the adapter on the encoder
+    title: str  # no other task has it
     kept: Kept
     model: Classifier
     items: Split
 
     def accuracy(self) -> float:
+        """Share of the items that are right, with what is active on the encoder at the moment."""
         outputs = logits(self.model, self.items, Clock(), torch.device("cpu"))
-        return (outputs.argmax(1) == torch.tensor(self.items.labels)).double().mean().item()
+        return float(score(outputs, self.items)["accuracy"])
 
 
 def chosen_ways(text: str) -> list[How]:
@@ -76,19 +79,21 @@ def combined_scores(
     Raises:
         Unusable: fewer than two runs, runs of different base models, or adapters that cannot be combined.
     """
+    if not 0 < density <= 1:
+        raise Unusable(f"--density is the share of numbers that are kept, above 0 and at most 1, not {density:g}")
     tasks = _tasks(runs, items)
     encoder = tasks[0].model.encoder
     rows: list[dict[str, Any]] = []
 
-    def score(title: str, attached: str) -> None:
-        rows.append({"adapter": title} | {task.kept.title: task.accuracy() for task in tasks} | {"attached": attached})
+    def add(title: str, attached: str) -> None:
+        rows.append({"adapter": title} | {task.title: task.accuracy() for task in tasks} | {"attached": attached})
         say(title)
 
     activate(encoder, None)
-    score("none: the base", "")
+    add("none: the base", "")
     for task in tasks:
         activate(encoder, task.name)
-        score(task.kept.title, task.kept.run.method.name)
+        add(task.title, task.kept.run.method.name)
     for way in ways:
         weights, rng = dict.fromkeys((task.name for task in tasks), 1.0), torch.Generator().manual_seed(seed)
         try:
@@ -96,7 +101,7 @@ def combined_scores(
             made = combine(encoder, weights, COMBINED, way, rank=size, density=density, rng=rng)
         except Refused as error:
             raise Unusable(f"{way}: {error}") from error
-        score(f"all, {way}", _in_words(made))
+        add(f"all, {way}", _in_words(made))
         detach(encoder, merge=False, name=COMBINED)
     return rows
 
@@ -110,14 +115,17 @@ def _in_words(made: Combined) -> str:
 def _tasks(runs: Sequence[Kept], items: int) -> list[Task]:
     if len(runs) < 2:
         raise Unusable("give two runs or more: one adapter alone is not a combination")
+    if len({kept.folder.resolve() for kept in runs}) < len(runs):
+        raise Unusable("one run was given twice: it would count twice in every combination")
     if len({kept.run.identity.model for kept in runs}) > 1:
         raise Unusable(f"the runs trained on different base models: {', '.join(kept.run.model for kept in runs)}")
     base = base_of(runs[0])
-    tasks = []
+    tasks: list[Task] = []
     for number, kept in enumerate(runs):
         name = f"task{number}"
         if mount(kept, base.encoder, name).trains != "layers":
             raise Unusable(f"{kept.title} puts no adapter on layers: there is nothing to combine")
         data = tokenise(load_benchmark(kept.run.benchmark), base.tokenizer, kept.run.training.max_length)
-        tasks.append(Task(name, kept, classifier(kept, base), data.test.head(items)))
+        title = kept.title if kept.title not in {t.title for t in tasks} else f"{kept.title} ({kept.record.key})"
+        tasks.append(Task(name, title, kept, classifier(kept, base), data.test.head(items)))
     return tasks

@@ -40,6 +40,8 @@ def source(name: str, model: str | None) -> Source:
     folder = Path(name)
     if not (folder / "adapter.json").is_file():
         kept = find(name)
+        if model is not None:
+            raise Unusable(f"{name} is a run, which knows its base: leave --model out")
         base = base_of(kept)
         if mount(kept, base.encoder).trains == "head":
             raise Unusable(f"{kept.title} trains the task head alone: there is no adapter")

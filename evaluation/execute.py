@@ -151,7 +151,7 @@ def _score(run: ScoreRun, bench: Workbench, clock: Clock, measures: dict[str, An
             raise Diverged("the outputs after training are not finite")
         measures["score"] = score(outputs, split)
         if run.keep and folder is not None:
-            keep(folder, model, variant)
+            measures["kept"] = keep(folder, model, variant)
         if run.merging:
             measures["merging"] = merging(model, variant, stock, split, run.merging, clock, run.seed)
     if run.merging:

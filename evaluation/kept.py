@@ -7,6 +7,7 @@ head) and ``head.safetensors``, the task head of the comparison.
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from evaluation.models import Base, load_base
 from evaluation.spec import Record, ScoreRun, Unusable
 from evaluation.store import Damaged, look, read
 from evaluation.training import Classifier
-from variants.core import Refused, Variant, create, load, save
+from variants.core import Refused, UnknownHyperparameter, UnknownMethod, Variant, create, load, save
 from variants.core.registry import suggestion
 
 ADAPTER, HEAD = "adapter", "head.safetensors"
@@ -39,15 +40,25 @@ class Kept:
         return f"{self.label} on {self.run.benchmark}"
 
 
-def keep(folder: Path, model: Classifier, variant: Variant) -> None:
-    """Leaves the adapter of a trained model, and its head, in the folder of its run."""
+def keep(folder: Path, model: Classifier, variant: Variant) -> str:
+    """Leaves the adapter of a trained model, and its head, in the folder of its run.
+
+    Returns:
+        Why nothing was kept, empty if it was: a method whose adapters cannot be files still has its results.
+    """
     if variant.trains != "head":
-        save(model.encoder, folder / ADAPTER)
+        try:
+            save(model.encoder, folder / ADAPTER)
+        except Refused as error:
+            return str(error)
     save_file({name: tensor.detach().cpu() for name, tensor in model.head.state_dict().items()}, folder / HEAD)
+    return ""
 
 
 def find(name: str) -> Kept:
-    """The run called ``RESULTS/LABEL`` (a method's first final run in a results folder) or ``RESULTS/runs/KEY``.
+    """The run called ``RESULTS/LABEL`` or ``RESULTS/runs/KEY``.
+
+    A label means the method's first final run in the suite as it was last run there.
 
     Raises:
         Unusable: there is no such run, or it kept no adapter.
@@ -61,26 +72,29 @@ def find(name: str) -> Kept:
     else:
         path, record, label = _labelled(path.parent, path.name)
     if not isinstance(record.run, ScoreRun) or not (path / HEAD).is_file():
-        raise Unusable(
-            f"{name} kept no adapter: final runs do, with `keep` in the suite (and {record.status} ones do not)"
-        )
+        why = record.measures.get("kept") or "a method's first final run does, or every one with keep = 'all'"
+        raise Unusable(f"{name} kept no adapter: {why}")
     return Kept(path, label or record.run.method.name, record, record.run)
 
 
 def _labelled(results: Path, label: str) -> tuple[Path, Record, str]:
-    records = look(results)
+    if not (results / "runs").is_dir():
+        raise Unusable(f"{results / label} is no trained adapter: write RESULTS/METHOD, as in results/quick/lora")
     try:
         suite = json.loads((results / "suite.json").read_text(encoding="utf-8"))["suite"]
-        entries = {entry["label"]: entry for entry in suite["methods"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Unusable(f"{results} holds no readable suite.json: finish its comparison first") from error
+        entries = {one["label"]: (one["method"], one.get("where") or suite["where"]) for one in suite["methods"]}
+        lines = (results / "records.jsonl").read_text(encoding="utf-8").splitlines()
+        current = {json.loads(line)["key"] for line in lines}  # not those of an earlier form of the suite
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise Unusable(f"{results} lacks a readable suite.json or records.jsonl: finish its comparison") from error
     if label not in entries:
         raise Unusable(f"{results} has no method {label!r}: {suggestion(label, list(entries))}")
-    wanted, where = entries[label]["method"], tuple(entries[label].get("where") or suite["where"])
+    wanted, where = entries[label][0], tuple(entries[label][1])
     finals = [
         record
-        for record in records.values()
-        if isinstance(record.run, ScoreRun)
+        for record in look(results, lambda line: print(line, file=sys.stderr)).values()
+        if record.key in current
+        and isinstance(record.run, ScoreRun)
         and record.run.keep
         and record.status == "done"
         and record.run.where == where
@@ -110,13 +124,14 @@ def mount(kept: Kept, encoder: nn.Module, name: str = "default") -> Variant:
     Raises:
         Unusable: its files are damaged, or were made with another base.
     """
-    variant = create(kept.run.method.name, kept.run.method.hyperparameters)
-    if variant.trains == "head":
-        return variant
     try:
-        load(encoder, kept.folder / ADAPTER, name)
-    except Refused as error:
-        raise Unusable(f"{kept.folder / ADAPTER}: {error}") from error
+        variant = create(kept.run.method.name, kept.run.method.hyperparameters)
+        if variant.trains != "head":
+            load(encoder, kept.folder / ADAPTER, name)
+    except UnknownMethod as error:
+        raise Unusable(f"{error} (a method of your own: give its file with --plugin)") from error
+    except (UnknownHyperparameter, Refused) as error:
+        raise Unusable(str(error)) from error
     return variant
 
 
@@ -131,6 +146,6 @@ def classifier(kept: Kept, base: Base) -> Classifier:
             tensors = {name: file.get_tensor(name) for name in ("weight", "bias")}
         model = Classifier(base.encoder, base.hidden, len(tensors["bias"]), seed=0)
         model.head.load_state_dict(tensors)
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
         raise Unusable(f"{kept.folder / HEAD} is damaged: {' '.join(str(error).split())}") from error
     return model.eval()

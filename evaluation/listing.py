@@ -76,11 +76,13 @@ def merging_table(behaviour: Mapping[str, Any]) -> Table:
     """What ``measures.merging`` found: a row for each format and way of rounding."""
     heads = ("weights", "rounded", "error", "largest logit change", "flipped", "accuracy", "merged", "update kept")
     table = Table(*heads, box=box.SIMPLE_HEAD)
+    if not behaviour["formats"]:
+        table.add_row("none", "", "cannot be merged: it depends on the input")
     for format, values in behaviour["formats"].items():
         if values["overflow"]:
             table.add_row(format, "nearest", "cannot hold the weights")
             continue
-        for way, found in (("nearest", values), ("by chance", values["stochastic"])):
+        for way, found in (("nearest", values), ("stochastic", values["stochastic"])):
             if found:
                 changes = [_short(found[kind]) for kind in ("error", "max_logit_change")]
                 shares = (found["flipped"], values["accuracy_adapted"], found["accuracy_merged"], found["kept"])

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 import tasks
+from evaluation import kept as kept_module
 from evaluation.benchmarks import load_benchmark
 from evaluation.clock import Clock
 from evaluation.comparison import export, make_plan
@@ -27,9 +28,10 @@ from evaluation.execute import Workbench, execute
 from evaluation.kept import HEAD, base_of, classifier, find, mount
 from evaluation.models import load_base
 from evaluation.spec import Unusable, key
-from evaluation.store import Store
+from evaluation.store import Store, look
 from evaluation.training import logits
 from tests.evaluation.tiny import make_model, make_suite
+from variants.core import Refused
 
 pytestmark = [
     pytest.mark.assets,
@@ -121,12 +123,37 @@ def test_a_run_is_found_by_its_folder_too(results: dict[str, Path]) -> None:
     ("name", "message"),
     [
         ("trec50/lroa", "has no method 'lroa': did you mean lora"),
-        ("nowhere/lora", "is not a results folder"),
+        ("nowhere/lora", "is no trained adapter: write RESULTS/METHOD"),
     ],
 )
 def test_a_run_that_is_not_there(results: dict[str, Path], name: str, message: str) -> None:
     with pytest.raises(Unusable, match=message):
         find(str(results["trec50"].parent / name))
+
+
+def test_an_earlier_form_of_the_suite_is_not_taken(model: Path, tmp_path: Path) -> None:
+    suite = make_suite(tmp_path, model)
+    trained(tmp_path / "results", suite, model, "trec50")
+    old = find(str(tmp_path / "results" / "lora"))
+    suite.write_text(suite.read_text().replace("steps = 3", "steps = 4"))
+    trained(tmp_path / "results", suite, model, "trec50")
+    new = find(str(tmp_path / "results" / "lora"))
+    assert (old.run.training.steps, new.run.training.steps) == (3, 4)
+
+
+def test_a_method_that_cannot_be_a_file_keeps_its_results(
+    results: dict[str, Path], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del results
+
+    def refused(*_: object) -> None:
+        raise Refused("its places are whole numbers")
+
+    monkeypatch.setattr(kept_module, "save", refused)
+    folder = trained(tmp_path / "results", make_suite(tmp_path, model), model, "trec50")
+    assert {record.status for record in look(folder).values()} == {"done"}
+    with pytest.raises(Unusable, match="kept no adapter: its places are whole numbers"):
+        find(str(folder / "lora"))
 
 
 def test_a_probe_has_no_adapter(results: dict[str, Path]) -> None:
@@ -185,7 +212,7 @@ def test_a_merged_model_is_a_plain_one(
     results: dict[str, Path], tmp_path: Path, verb: Verb, format: str, tolerance: float
 ) -> None:
     name, out = results["trec50"] / "pissa", tmp_path / "out"
-    verb("merge", name, "--to", out, "--format", format, "--items", 4)
+    verb("merge", name, "--out", out, "--format", format, "--items", 4)
     plain = AutoModel.from_pretrained(out, add_pooling_layer=False)
     assert plain.dtype == getattr(torch, format)
     torch.testing.assert_close(states(plain).float(), adapted(name), rtol=tolerance, atol=tolerance)
@@ -197,8 +224,8 @@ def test_a_merged_model_is_a_plain_one(
 def test_rounding_by_chance_is_decided_by_its_seed(results: dict[str, Path], tmp_path: Path, verb: Verb) -> None:
     made = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        chance = ("--format", "bfloat16", "--by-chance", "--seed", seed, "--items", 2)
-        verb("merge", results["trec50"] / "lora", "--to", tmp_path / name, *chance)
+        chance = ("--format", "bfloat16", "--stochastic", "--seed", seed, "--items", 2)
+        verb("merge", results["trec50"] / "lora", "--out", tmp_path / name, *chance)
         made[name] = (tmp_path / name / "model.safetensors").read_bytes()
     assert made["a"] == made["b"] != made["c"]
 
@@ -216,7 +243,7 @@ def test_nothing_foreign_is_overwritten(results: dict[str, Path], tmp_path: Path
     with pytest.raises(AssertionError, match="2:"):
         verb("export", results["trec50"] / "lora", "--to", "peft", "--out", tmp_path)
     with pytest.raises(AssertionError, match="2:"):
-        verb("merge", results["trec50"] / "lora", "--to", tmp_path, "--items", 2)
+        verb("merge", results["trec50"] / "lora", "--out", tmp_path, "--items", 2)
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
@@ -226,8 +253,10 @@ def test_an_adapter_goes_to_peft_and_back(results: dict[str, Path], model: Path,
     said = verb("import", tmp_path / "theirs", "--model", model, "--out", tmp_path / "ours")
     assert "PEFT's LORA is our lora on 4 layers" in said
     with pytest.raises(AssertionError, match="say with --model"):
-        verb("merge", tmp_path / "ours", "--to", tmp_path / "plain")
-    verb("merge", tmp_path / "ours", "--model", model, "--to", tmp_path / "plain")
+        verb("merge", tmp_path / "ours", "--out", tmp_path / "plain")
+    with pytest.raises(AssertionError, match="say with --out where to write"):
+        verb("merge", tmp_path / "ours", "--model", model)
+    verb("merge", tmp_path / "ours", "--model", model, "--out", tmp_path / "plain")
     plain = AutoModel.from_pretrained(tmp_path / "plain", add_pooling_layer=False)
     torch.testing.assert_close(states(plain), adapted(name), rtol=1e-5, atol=1e-5)
 
@@ -256,6 +285,8 @@ def test_every_way_is_scored_on_every_task(results: dict[str, Path], verb: Verb)
     [
         (["trec50/lora"], "give two runs or more"),
         (["trec50/lora", "polarity/probe"], "puts no adapter on layers"),
+        (["trec50/lora", "trec50/lora"], "one run was given twice"),
+        (["trec50/lora", "polarity/lora", "--density", "0"], "above 0 and at most 1, not 0"),
         (["trec50/lora", "polarity/lora", "--how", "tise"], "no way 'tise' to combine: did you mean ties"),
     ],
 )
