@@ -18,8 +18,10 @@ from evaluation.models import Base, load_base
 from evaluation.spec import Merging, Unusable
 from evaluation.store import writing
 from variants.core import Refused, load, save
+from variants.core.folders import replaced
 from variants.core.rounding import Format, Rounding
 from variants.interchange import export_merged, export_peft, import_peft
+from variants.interchange.folders import CONFIG, WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def source(name: str, model: str | None) -> Source:
     Raises:
         Unusable: there is none, or it does not fit.
     """
-    folder = Path(name)
+    folder = Path(name).expanduser()
     if not (folder / "adapter.json").is_file():
         kept = find(name)
         if model is not None:
@@ -71,9 +73,9 @@ def merge_behaviour(kept: Kept, spec: Merging) -> dict[str, Any]:
 
 def write_peft(found: Source, folder: Path, prefix: str) -> str:
     """Writes the adapter, and the run's head beside it, for PEFT; what was written, in words."""
-    with refusals(), writing(folder):
-        made = export_peft(found.base.encoder, folder, base_model_name=found.base.name, prefix=prefix)
-        copy_head(found, folder)
+    with refusals(), writing(folder), replaced(folder, frozenset({CONFIG, WEIGHTS, HEAD})) as new:
+        made = export_peft(found.base.encoder, new, base_model_name=found.base.name, prefix=prefix)
+        _copy_head(found, new)
     ranks = sorted(set(made.ranks.values()))
     size = f", rank {ranks[0]}{f' to {ranks[-1]}' if len(ranks) > 1 else ''}" if ranks else ""
     why = f" ({made.why})" if made.why else ""
@@ -87,14 +89,14 @@ def write_merged(found: Source, folder: Path, stored_as: Format = "float32", see
         seed: of stochastic rounding; None rounds to nearest.
     """
     rng = None if seed is None else torch.Generator().manual_seed(seed)
-    with refusals(), writing(folder):
-        export_merged(found.base.encoder, folder, rounding=Rounding(stored_as, rng))
-        found.base.tokenizer.save_pretrained(folder)
-        copy_head(found, folder)
+    with refusals(), writing(folder), replaced(folder, frozenset()) as new:
+        export_merged(found.base.encoder, new, rounding=Rounding(stored_as, rng))
+        found.base.tokenizer.save_pretrained(new)
+        _copy_head(found, new)
     return f"{found.title}: merged into {found.base.name}, stored in {stored_as}"
 
 
-def copy_head(found: Source, folder: Path) -> None:
+def _copy_head(found: Source, folder: Path) -> None:
     if found.kept is not None:
         shutil.copyfile(found.kept.folder / HEAD, folder / HEAD)
 

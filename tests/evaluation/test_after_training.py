@@ -200,6 +200,7 @@ def test_what_is_exported_for_peft_gives_our_outputs(
     said = verb("export", name, "--to", "peft", "--out", tmp_path / "out")
     assert f"{label} on trec50: PEFT's LORA, {'native' if label == 'lora' else 'exact pair'}" in said
     assert (tmp_path / "out" / HEAD).is_file()
+    assert verb("export", name, "--to", "peft", "--out", tmp_path / "out") == said, "over the earlier export"
     base = AutoModel.from_pretrained(model, add_pooling_layer=False)
     before = states(base)
     theirs = states(peft.PeftModel.from_pretrained(base, tmp_path / "out"))

@@ -255,8 +255,9 @@ def test_saving_replaces_an_adapter_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / MANIFEST).write_text("{}")
-    for place in ("a", "file", "other"):
-        with pytest.raises(Refused, match=f"{place} exists and is no adapter's folder"):
+    saved(tmp_path / "other", LoRA(rank=1))
+    for place, match in (("a", r"a holds 'notes\.txt', which is not replaced"), ("file", "file is a file")):
+        with pytest.raises(Refused, match=match):
             saved(tmp_path / place)
     assert (folder / "notes.txt").read_text() == "mine"
     assert load(net(), folder) == LoRA(rank=1)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 
 from variants.core.attach import attach
 from variants.core.attachment import required_unmerged
+from variants.core.folders import replaced
 from variants.core.host import Host, hosts, original_weight, own, shape_of
 from variants.core.interface import Init, Refused, Variant
 from variants.core.linalg import full_precision, raised
@@ -55,7 +54,10 @@ def save(model: nn.Module, folder: Path, name: str = "default") -> None:
         check_numbers(key, tensor)
     contents = safetensors.torch.save(state)
     manifest = _described(model, variant, name, _digest(contents))
-    _write(Path(folder).resolve(), {TENSORS: contents, MANIFEST: _text(manifest, model, variant, name).encode()})
+    text = _text(manifest, model, variant, name)
+    with replaced(Path(folder), frozenset({TENSORS, MANIFEST})) as new:
+        (new / TENSORS).write_bytes(contents)
+        (new / MANIFEST).write_bytes(text.encode())
 
 
 def load(model: nn.Module, folder: Path, name: str = "default", *, other_base: bool = False) -> Variant:
@@ -72,7 +74,7 @@ def load(model: nn.Module, folder: Path, name: str = "default", *, other_base: b
             then as it was.
     """
     try:
-        manifest, tensors = _read(Path(folder))
+        manifest, tensors = _read(Path(folder).expanduser())
         return _put(model, manifest, tensors, name, other_base)
     except Refused as error:  # parts of the message may come from the file: one line, and not all of a long name
         line = " ".join(str(error).split())
@@ -148,25 +150,6 @@ def _text(manifest: Manifest, model: nn.Module, variant: Variant, name: str) -> 
             "register the class, and let its fields be numbers, texts and truth values"
         )
     return text
-
-
-def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} in (set(), set(files))):
-        raise Refused(f"{folder} exists and is no adapter's folder: choose another one")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        new, old = Path(temporary, "new"), Path(temporary, "old")
-        new.mkdir()
-        for file, contents in files.items():
-            (new / file).write_bytes(contents)
-        if folder.exists():
-            os.replace(folder, old)
-        try:
-            os.replace(new, folder)
-        except OSError:
-            if old.exists():
-                os.replace(old, folder)
-            raise
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------

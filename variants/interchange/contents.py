@@ -129,6 +129,8 @@ class Format:
     methods: ClassVar[frozenset[str]]  # of ours, which it holds as they are
     names: ClassVar[tuple[str, ...]]  # of a layer's tensors
     shared_names: ClassVar[tuple[str, ...]] = ()
+    harmless: ClassVar[frozenset[str]] = frozenset()  # its options which act in training alone
+    absent: ClassVar[frozenset[str]] = frozenset()  # options that its configuration inherits and cannot have
 
     def write(self, layers: Mapping[str, Carried]) -> Contents:
         """What to write for these layers.

@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from variants.core.attach import detach
 from variants.core.attachment import check_known, required_unmerged
+from variants.core.folders import replaced
 from variants.core.host import Host, hosts
 from variants.core.interface import LoRAPair, Refused, Variant
 from variants.core.linalg import full_precision, raised
+from variants.core.pairs import fitted
 from variants.core.registry import method, names
 from variants.core.rounding import EXACT, Rounding
 from variants.core.switching import activate
 from variants.interchange.contents import Carried, Contents, Format, Unfit
-from variants.interchange.folders import replaced, write_adapter
+from variants.interchange.folders import write_adapter
 from variants.interchange.low_rank import LoRA, pairs
 from variants.interchange.registered import FORMATS
 from variants.interchange.targets import target_modules
@@ -157,18 +159,7 @@ def _pair(path: str, layer: Carried, why: str) -> LoRAPair:
         if not variant.mergeable:
             rest = "nor can it be merged into the weights, so that export_merged cannot write it either"
         raise Refused(f"{variant.name} on {path} has no native form in PEFT{reason} and no exact low-rank pair: {rest}")
-    return _of_possible_rank(pair, W)
-
-
-def _of_possible_rank(pair: LoRAPair, W: Tensor) -> LoRAPair:
-    """The same product from factors of rank 1 at least, since PEFT has none of rank 0, and min(out, in) at most."""
-    out, in_ = W.shape
-    if not len(pair.A):
-        return LoRAPair(W.new_zeros(1, in_), W.new_zeros(out, 1))
-    if len(pair.A) <= min(out, in_):
-        return pair
-    eye = torch.eye(min(out, in_), dtype=W.dtype, device=W.device)
-    return LoRAPair(eye, pair.delta()) if in_ <= out else LoRAPair(pair.delta(), eye)
+    return fitted(pair)
 
 
 def _common(peft_type: str, layers: Mapping[str, Carried], base_model_name: str) -> dict[str, Any]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +11,13 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from variants.core.folders import replaced
 from variants.core.interface import Refused
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLED = "adapter_model.bin"
 _MOST_CONFIG = 4 << 20  # bytes; masks of AdaLoRA on a thousand layers take less than one
 _MOST_HEADER = 16 << 20  # bytes; a hundred thousand tensors
-
-
-@contextmanager
-def replaced(folder: Path, own: frozenset[str]) -> Iterator[Path]:
-    """A new folder, which takes the place of ``folder`` when the block ends well and is gone when it does not.
-
-    Raises:
-        Refused: ``folder`` holds something else than files with the names in ``own``, which are written over.
-    """
-    folder = folder.resolve()
-    if folder.exists() and not folder.is_dir():
-        raise Refused(f"{folder} is a file: give the name of a folder")
-    if folder.exists() and (foreign := sorted({item.name for item in folder.iterdir()} - own)):
-        raise Refused(f"{folder} holds {foreign[0]!r}, which is not replaced: give a new or an empty folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new, old = (folder.parent / f".{folder.name}.{uuid.uuid4().hex}" for _ in range(2))
-    new.mkdir()
-    try:
-        yield new
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_adapter(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -31,11 +31,6 @@ HARMLESS = frozenset(
         *("megatron_core", "qalora_group_size", "eps"),  # of options which are refused
     )
 )
-# In AdaLoRA: its schedule and penalty and LoRA's rank, which it does not use; and what it inherits and cannot have.
-LORA_ONLY = frozenset(("alpha_pattern", "use_rslora", "use_dora"))
-ADALORA_SCHEDULE = frozenset(
-    ("r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step")
-)
 # What is known to change the function, and that no method here has.
 WITHOUT_COUNTERPART = {
     "bias": "biases of the base were trained",
@@ -130,14 +125,13 @@ def _format(config: Mapping[str, Any]) -> Format:
 
 def _unknown(left: Mapping[str, Any], format_: Format) -> tuple[str, ...]:
     """Options nobody here knows, none of which may be in use."""
-    adalora = format_.peft_type == "ADALORA"
-    rest = sorted(left.keys() - HARMLESS - (ADALORA_SCHEDULE if adalora else frozenset()))
+    rest = sorted(left.keys() - HARMLESS - format_.harmless)
     if used := [key for key in rest if _is_set(key, left[key])]:
         what = f"{used[0][:80]}={str(left[used[0]])[:80]}"
         raise Refused(
             f"{what} is not known for {format_.peft_type} and could change the function: nothing was attached"
         )
-    return tuple(key for key in rest if key not in WITHOUT_COUNTERPART and not (adalora and key in LORA_ONLY))
+    return tuple(key for key in rest if key not in WITHOUT_COUNTERPART and key not in format_.absent)
 
 
 def _sorted(

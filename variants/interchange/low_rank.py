@@ -112,6 +112,11 @@ class AdaLoRA(Format):
     peft_type = "ADALORA"
     methods = frozenset({"adalora"})
     names = ("lora_A", "lora_B", "lora_E")
+    # Its schedule and penalty, and LoRA's rank, which it does not use.
+    harmless = frozenset(
+        ("r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step")
+    )
+    absent = frozenset(("alpha_pattern", "use_rslora", "use_dora"))
 
     def write(self, layers: Mapping[str, Carried]) -> Contents:
         hyper: list[Any] = [layer.variant for layer in layers.values()]
