@@ -26,6 +26,7 @@ from variants.core.cases import close, gap, move
 from variants.core.host import hosts
 from variants.core.interface import Init
 from variants.core.restoring import restore
+from variants.core.rounding import Rounding
 from variants.interchange import Exported, export_merged, export_peft, folders
 from variants.lora import LoRA
 
@@ -366,6 +367,23 @@ def test_what_fails_half_way_leaves_the_earlier_export(tmp_path: Path, monkeypat
         export_peft(adapted("llama", small("dora")), folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+@pytest.mark.parametrize("by_chance", [False, True])
+def test_merged_numbers_beyond_a_format_are_refused(by_chance: bool, tmp_path: Path) -> None:
+    model = adapted("llama", small("lora"))
+    with torch.no_grad():
+        host = next(iter(hosts(model).values()))
+        host.carried("default").get_parameter("B").fill_(1e6)
+    rng = torch.Generator().manual_seed(0) if by_chance else None
+    with pytest.raises(Refused, match=r"q_proj\.weight is not finite in float16, .*: store it in bfloat16"):
+        export_merged(model, tmp_path / "half", rounding=Rounding("float16", rng))
+    assert not list(tmp_path.iterdir())
+    export_merged(model, tmp_path / "bfloat16", rounding=Rounding("bfloat16", rng))
+    with torch.no_grad():
+        host.carried("default").get_parameter("B").fill_(torch.nan)
+    with pytest.raises(Refused, match="its training diverged"):
+        export_merged(model, tmp_path / "plain")
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:

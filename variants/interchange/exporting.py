@@ -103,7 +103,8 @@ def export_merged(model: nn.Module, folder: str | Path, name: str = "default", *
             quantises leaves numbers of the model's own dtype.
 
     Raises:
-        Refused: the model has no ``save_pretrained``, no such adapter, or one that cannot be merged.
+        Refused: the model has no ``save_pretrained``, no such adapter, one that cannot be merged, or a number that is
+            not finite when it is stored.
     """
     check_known(required_unmerged(model), [name])
     if not callable(getattr(model, "save_pretrained", None)):
@@ -113,10 +114,20 @@ def export_merged(model: nn.Module, folder: str | Path, name: str = "default", *
     detach(plain, merge=True, rounding=rounding)
     if rounding.format is not None and not rounding.quantises:
         plain.to(getattr(torch, rounding.format))
+    _check_finite(plain, rounding)
     folder = Path(folder).expanduser()
     with replaced(folder, frozenset()) as new:
         plain.save_pretrained(new)
     return folder
+
+
+def _check_finite(plain: nn.Module, rounding: Rounding) -> None:
+    odd = next((key for key, t in plain.named_parameters() if not bool(t.isfinite().all())), None)
+    if odd is None:
+        return
+    if rounding.format == "float16":
+        raise Refused(f"{odd} is not finite in float16, which ends at 65504: store it in bfloat16, which has the range")
+    raise Refused(f"{odd} is not finite in {rounding.format or 'its own dtype'}: its training diverged")
 
 
 def _prefixed(prefix: str, path: str) -> str:
