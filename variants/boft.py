@@ -31,7 +31,8 @@ class BOFT(OFT):
         super().check(out, in_)
         if self.butterflies > 1 and self.block % 2:
             raise Refused(f"several butterflies move half blocks, block {self.block} is odd: write an even block")
-        if self.butterflies > 1 and self.block * 2 ** (self.butterflies - 1) >= 2 * in_:
+        exponent = self.butterflies - 1
+        if exponent and (exponent > (2 * in_).bit_length() or self.block * 2**exponent >= 2 * in_):
             wrong = f"{self.butterflies} butterflies in blocks of {self.block} do not fit an input of width {in_}"
             raise Refused(f"{wrong}: write fewer butterflies")
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from variants.core import Init, Refused, States, Tensors, register
-from variants.core.fields import Count, whole_from
+from variants.core.fields import Count, Terms
 from variants.core.linalg import rotation_from, skew_from
 from variants.core.rotation import BlockFactor, RotatedInput
 
@@ -28,7 +28,7 @@ class OFT(RotatedInput):
     constraint = "R orthogonal (Cayley)"
     block: Count = 32
     inverse: Literal["exact", "neumann"] = "exact"
-    terms: Annotated[int, whole_from(4, " (a shorter series is no rotation)")] = 5
+    terms: Terms = 5
 
     def check(self, out: int, in_: int) -> None:
         if self.block == 1 or in_ % self.block:

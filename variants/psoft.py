@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from variants.core import Init, Tensors, register
-from variants.core.fields import whole_from
+from variants.core.fields import Terms
 from variants.core.linalg import rotation_from
 from variants.core.singular import PrincipalCore
 
@@ -29,7 +29,7 @@ class PSOFT(PrincipalCore):
     constraint = "R orthogonal (Cayley)"
     inverse: Literal["exact", "neumann"] = "exact"
     vectors: bool = True
-    terms: Annotated[int, whole_from(4, " (a shorter series is no rotation)")] = 5
+    terms: Terms = 5
 
     def init(self, W: Tensor, rng: torch.Generator, stats: Tensors | None = None) -> Init:
         train = {"K": torch.zeros(self.rank * (self.rank - 1) // 2, dtype=W.dtype)}

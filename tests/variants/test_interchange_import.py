@@ -470,6 +470,8 @@ def test_formats_which_lack_what_they_need(tmp_path: Path) -> None:
         saved("bert", config, tmp_path / str(i))
         assert_refused(tmp_path / str(i), match)
     saved("bert", OFTConfig(oft_block_size=4, target_modules=["query"]), tmp_path / "old")
+    with_settings(tmp_path / "old", num_cayley_neumann_terms=10**9)
+    assert_refused(tmp_path / "old", "terms is a whole number from 4 to 64")
     for version in ("0.17.1", None, "x"):
         with_settings(tmp_path / "old", peft_version=version)
         assert_refused(tmp_path / "old", "before PEFT 0.18")

@@ -33,6 +33,10 @@ def whole_from(least: int, why: str = "") -> Must:
     return Must(f"a whole number from {least}{why}", lambda n: is_whole(n) and n >= least)
 
 
+def whole_between(least: int, most: int, why: str = "") -> Must:
+    return Must(f"a whole number from {least} to {most}{why}", lambda n: is_whole(n) and least <= n <= most)
+
+
 def positive(why: str = "") -> Must:
     return Must(f"a positive number{why}", lambda x: is_number(x) and x > 0)
 
@@ -41,6 +45,8 @@ def number_from(least: float, why: str = "") -> Must:
     return Must(f"a number from {least}{why}", lambda x: is_number(x) and x >= least)
 
 
+# Of a series for the inverse in a Cayley map; more change nothing that double precision shows below a norm of 1/2.
+Terms = Annotated[int, whole_between(4, 64, " (a shorter series is no rotation)")]
 Count = Annotated[int, whole_from(1)]
 Whole = Annotated[int, whole_from(0)]
 Positive = Annotated[float, positive()]
