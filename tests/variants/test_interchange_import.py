@@ -437,6 +437,17 @@ def test_the_adapter_that_is_spoilt_below_is_good(folder: Path) -> None:
         ({"rank_pattern": {f"a{i}": 3 for i in range(10_001)}}, "10001 patterns"),
         ({"target_modules": ["query", 3]}, "target_modules is a text or a list"),
         ({"target_modules": "(.*.*)*x"}, "for ever"),
+        ({"target_modules": r"[\][](.*)*x]"}, "for ever"),  # a class of two brackets
+        ({"target_modules": "(?x)#[\n(.*)*x#]"}, r"holds '\(\?x'"),  # in verbose mode the class is in comments
+        ({"target_modules": "(?x:#[\n(.*)*x#]\n)"}, r"holds '\(\?x'"),
+        ({"target_modules": "(?x)#" + "[" * 99_000 + "\\"}, r"holds '\(\?x'"),
+        ({"rank_pattern": {"(?i)query": 3}}, r"holds '\(\?i'"),
+        ({"rank_pattern": {"a)|(b": 3}}, "no regular expression"),
+        ({"target_modules": ["query"], "layers_to_transform": 1, "layers_pattern": "(?i)layer"}, r"holds '\(\?i'"),
+        (
+            {"target_modules": ["query"], "layers_to_transform": 1, "layers_pattern": "(?P<index>layer)"},
+            r"holds '\(\?P'",
+        ),
         ({"target_modules": ["query", "key"]}, "holds nothing for it"),
         ({"target_modules": ["query"], "layers_to_transform": "all"}, "layers_to_transform is a number"),
     ],

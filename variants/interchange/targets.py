@@ -58,7 +58,7 @@ class Patterns:
                 f"{len(table)} patterns are more than any model has layers: at most {_MOST_PATTERNS} are read"
             )
         self._numbers = [
-            (re.compile(rf"(.*\.)?({checked(pattern)})$"), numeric(f"the pattern {pattern[:80]!r}", value))
+            (compiled(pattern, r"(.*\.)?(", ")$"), numeric(f"the pattern {pattern[:80]!r}", value))
             for pattern, value in table.items()
         ]
 
@@ -105,27 +105,34 @@ def _in_layers(config: Mapping[str, Any], path: str) -> bool:
     patterns = config.get("layers_pattern") or [r"[^.]*"]
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         lead = r".*?\." if pattern == r"[^.]*" else r"(?:^|.*?\.)"
-        if found := re.match(rf"{lead}{checked(pattern)}\.(?P<index>\d+)\.", path):
+        if found := compiled(pattern, lead, r"\.(?P<index>\d+)\.").match(path):
             return int(found["index"]) in ([chosen] if isinstance(chosen, int) else chosen)
     return False
 
 
 def _fullmatch(pattern: str, path: str) -> bool:
-    return re.fullmatch(checked(pattern), path) is not None
+    return compiled(pattern).fullmatch(path) is not None
 
 
-def checked(pattern: str) -> str:
-    """The regular expression itself, unless trying it could take for ever: a file may hold any.
+def compiled(pattern: str, before: str = "", after: str = "") -> re.Pattern[str]:
+    """A regular expression between two others of ours, unless trying it could take for ever: a file may hold any.
 
     Raises:
-        Refused: it is no regular expression, or repeats and branches more than a choice of layers needs.
+        Refused: it is no regular expression, changes how others are read, or repeats and branches more than a choice
+            of layers needs.
     """
-    bare = re.sub(r"\\.|\[\^?\]?[^\]]*\]", "x", pattern, flags=re.DOTALL)
+    endless = f"the pattern {pattern[:80]!r} could take for ever to match: name the layers by their paths"
+    if len(pattern) > _MOST_PATTERN:
+        raise Refused(endless)
+    # A class that is not closed takes the rest, so that many of them take no longer than one.
+    bare = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*(?:\]|\\?\Z)", "x", pattern, flags=re.DOTALL)
+    if extension := re.search(r"\(\?(?![:=!<])", bare):
+        raise Refused(f"{pattern[:80]!r} holds {bare[extension.start() :][:3]!r}, which is not read: use plain groups")
     repeats, options, branching = (len(re.findall(p, bare)) for p in (r"[*+{]", r"(?<!\()\?", r"\([^()]*\|"))
-    if len(pattern) > _MOST_PATTERN or repeats > 4 or max(options, branching) > 6 or re.search(r"\)[*+{]", bare):
-        raise Refused(f"the pattern {pattern[:80]!r} could take for ever to match: name the layers by their paths")
+    if repeats > 4 or max(options, branching) > 6 or re.search(r"\)[*+{]", bare):
+        raise Refused(endless)
     try:
-        re.compile(pattern)
+        re.compile(pattern)  # by itself: "a)|(b" is none
+        return re.compile(f"{before}{pattern}{after}")
     except (re.error, RecursionError, OverflowError) as error:
-        raise Refused(f"{pattern[:80]!r} is no regular expression: {error}") from error
-    return pattern
+        raise Refused(f"{pattern[:80]!r} is no regular expression: {str(error)!r}") from error
