@@ -130,6 +130,12 @@ def test_pefts_adapters_give_pefts_outputs(kind: str, what: str, tmp_path: Path)
     close(output(model), before, 1e-5, "merged")
 
 
+@pytest.mark.parametrize("r", [5, 6, 7, 9])
+@pytest.mark.filterwarnings("ignore:Invalid `r`:UserWarning")
+def test_a_number_of_oft_blocks_that_does_not_divide_the_width(r: int, tmp_path: Path) -> None:
+    assert_same_here("llama", OFTConfig(r=r, oft_block_size=0, target_modules=TARGETS["llama"]), tmp_path, 0.1)
+
+
 @pytest.mark.parametrize("what", ["lora", "dora", "pissa", "adalora", "vera", "ia3"])
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 def test_layers_that_store_their_weight_the_other_way_round(what: str, tmp_path: Path) -> None:

@@ -59,8 +59,9 @@ class OFT(Format):
         series = {"inverse": "neumann", "terms": max(terms, 4)} if neumann else {"inverse": "exact"}
         restored = Restored({})
         for layer in layers:
-            block = _block(layer, size if r == 0 else layer.W.shape[1] // max(r, 1))
-            count = layer.W.shape[1] // block
+            width = layer.W.shape[1]
+            block = _block(layer, size if r == 0 else 0 if width % r else width // r)
+            count = width // block
             Q = layer.take(self.names[0], 1 if shares else count, block * (block - 1) // 2)
             K = (Q if neumann else -Q).expand(count, -1)
             restored.layers[layer.path] = made("oft", layer.path, block=block, **series), Init(train={"K": K})
