@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import resource
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -384,6 +386,20 @@ def test_merged_numbers_beyond_a_format_are_refused(by_chance: bool, tmp_path: P
         host.carried("default").get_parameter("B").fill_(torch.nan)
     with pytest.raises(Refused, match="its training diverged"):
         export_merged(model, tmp_path / "plain")
+
+
+@pytest.mark.parametrize("write", [export_peft, export_merged])
+def test_weights_that_do_not_fit_on_the_disk(write: Any, tmp_path: Path) -> None:
+    model, limit = adapted("llama", small("lora")), resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+        with pytest.raises(OSError, match="File too large"):
+            write(model, tmp_path / "adapter")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from variants.core.attach import detach
@@ -105,6 +106,7 @@ def export_merged(model: nn.Module, folder: str | Path, name: str = "default", *
     Raises:
         Refused: the model has no ``save_pretrained``, no such adapter, one that cannot be merged, or a number that is
             not finite when it is stored.
+        OSError: the disk is full, or does not take it for another reason.
     """
     check_known(required_unmerged(model), [name])
     if not callable(getattr(model, "save_pretrained", None)):
@@ -117,7 +119,10 @@ def export_merged(model: nn.Module, folder: str | Path, name: str = "default", *
     _check_finite(plain, rounding)
     folder = Path(folder).expanduser()
     with replaced(folder, frozenset()) as new:
-        plain.save_pretrained(new)
+        try:
+            plain.save_pretrained(new)
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(str(error)) from error
     return folder
 
 

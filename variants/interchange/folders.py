@@ -25,7 +25,8 @@ def write_adapter(folder: Path, config: Mapping[str, Any], tensors: Mapping[str,
     # Clones: the format wants tensors which lie in memory as they are read and share it with nothing.
     own = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
     with replaced(folder, frozenset({CONFIG, WEIGHTS})) as new:
-        safetensors.torch.save_file(own, new / WEIGHTS, metadata={"format": "pt"})
+        # In memory first: on a full disk save_file raises what is no OSError.
+        (new / WEIGHTS).write_bytes(safetensors.torch.save(own, metadata={"format": "pt"}))
         (new / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
