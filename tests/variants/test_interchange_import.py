@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -297,6 +298,34 @@ def test_an_adapter_of_a_model_with_a_head_goes_onto_its_encoder(tmp_path: Path)
     close(ours(tokens).logits, theirs(tokens).logits, 1e-5, "logits")
 
 
+def test_a_head_that_was_trained_with_the_adapter_is_left_behind(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "num_hidden_layers": 2}
+    plain = BertForSequenceClassification(BertConfig(**sizes, vocab_size=20)).eval()
+    config = LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
+    theirs = moved(get_peft_model(copy.deepcopy(plain), config)).eval()
+    theirs.save_pretrained(tmp_path)
+    assert any("classifier" in key for key in safetensors.torch.load_file(weights(tmp_path)))
+    ours, tokens = copy.deepcopy(plain), torch.arange(10).view(2, 5)
+    with pytest.raises(Refused, match="write prefix='bert'"):
+        import_peft(ours.bert, tmp_path)
+    result = import_peft(ours.bert, tmp_path, prefix="bert")
+    assert result.notes == tuple(
+        f"{name!r} was trained whole and is no part of this model" for name in ("classifier", "score")
+    )
+    wanted = theirs.base_model.model.bert(tokens).last_hidden_state
+    close(ours.bert(tokens).last_hidden_state, wanted, 1e-5, "output")
+    with pytest.raises(Refused, match="modules_to_save"):
+        import_peft(copy.deepcopy(plain), tmp_path)
+    for saved_whole in ("bert", "pooler", "0.output"):
+        with_settings(tmp_path, modules_to_save=["classifier", saved_whole])
+        with pytest.raises(Refused, match="modules_to_save"):
+            import_peft(copy.deepcopy(plain).bert, tmp_path, prefix="bert")
+    with_settings(tmp_path, modules_to_save=["classifier", "extra"])
+    rewrite(tmp_path, lambda tensors: tensors | {"base_model.model.bert.extra.weight": torch.ones(2)})
+    with pytest.raises(Refused, match=r"bert\.extra\.weight"):
+        import_peft(copy.deepcopy(plain).bert, tmp_path, prefix="bert")
+
+
 def test_several_adapters_live_side_by_side(tmp_path: Path) -> None:
     wanted = {}
     model = base("llama")
@@ -398,7 +427,9 @@ def test_the_adapter_that_is_spoilt_below_is_good(folder: Path) -> None:
     [
         ({"bias": "all"}, "bias=all"),
         ({"lora_bias": True}, "lora_bias"),
-        ({"modules_to_save": ["classifier"]}, "modules_to_save"),
+        ({"modules_to_save": ["pooler", "intermediate"]}, "modules_to_save"),
+        ({"modules_to_save": "classifier"}, "modules_to_save"),
+        ({"modules_to_save": [""]}, "modules_to_save"),
         ({"trainable_token_indices": [3]}, "trainable_token_indices"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
         ({"target_parameters": ["a.weight"]}, "target_parameters"),

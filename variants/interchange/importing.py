@@ -31,6 +31,7 @@ HARMLESS = frozenset(
         *("megatron_core", "qalora_group_size", "eps"),  # of options which are refused
     )
 )
+_START = "base_model.model."  # of every path in a file
 # What is known to change the function, and that no method here has.
 WITHOUT_COUNTERPART = {
     "bias": "biases of the base were trained",
@@ -83,12 +84,17 @@ def import_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
 
     Raises:
         Refused: the files are damaged or incomplete or do not fit the model, or an option in them changes the function
-            in a way that no method here has. The model is then as it was.
+            in a way that no method here has. The model is then as it was. Modules which were trained as a whole are
+            one, unless this model has none of them.
     """
     folder = Path(folder).expanduser()
     config = read_config(folder)
+    outside = _saved_outside(config, model, prefix)
+    if outside:
+        del config["modules_to_save"]
     format_ = _format(config)
-    layers, shared = _sorted(read_tensors(folder), format_, model, prefix)
+    tensors = {key: t for key, t in read_tensors(folder).items() if not _is_of(outside, key, prefix)}
+    layers, shared = _sorted(tensors, format_, model, prefix)
     _check_complete(config, model, {layer.path for layer in layers}, prefix)
     options = Options(config)
     restored = format_.read(options, layers, shared)
@@ -98,11 +104,30 @@ def import_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
     found = {path.removeprefix(_dotted(prefix)): value for path, value in restored.layers.items()}
     variant = restored.variant()
     paths = restore(model, variant, found, restored.shared, name=name, replaces_base=restored.replaces_base)
-    return Imported(format_.peft_type, variant.name, variant, tuple(paths), unknown, tuple(restored.notes))
+    notes = [*restored.notes, *(f"{name!r} was trained whole and is no part of this model" for name in outside)]
+    return Imported(format_.peft_type, variant.name, variant, tuple(paths), unknown, tuple(notes))
 
 
 def _dotted(prefix: str) -> str:
     return f"{prefix.rstrip('.')}." if prefix else ""
+
+
+def _saved_outside(config: Mapping[str, Any], model: nn.Module, prefix: str) -> tuple[str, ...]:
+    """The modules which were trained as a whole, if this model has none of them: heads, as a rule."""
+    saved = config.get("modules_to_save")
+    if not isinstance(saved, list) or not all(isinstance(name, str) and name for name in saved):
+        return ()
+    lead = prefix.rstrip(".").split(".")
+    around = [".".join(lead[:i]) for i in range(1, len(lead) + 1)]
+    paths = [*around, *(_dotted(prefix) + path for path, _ in model.named_modules() if path)]
+    # PEFT takes a name for the end of a path, not even after a dot.
+    return () if any(path.endswith(tuple(saved)) for path in paths) else tuple(saved)
+
+
+def _is_of(outside: tuple[str, ...], key: str, prefix: str) -> bool:
+    """Whether a tensor belongs to one of these modules, and lies outside of this model."""
+    path = key.removeprefix(_START)
+    return any(f"{name}." in path for name in outside) and not (prefix and path.startswith(_dotted(prefix)))
 
 
 def _is_set(key: str, value: Any) -> bool:
@@ -159,10 +184,9 @@ def _raised(tensor: Tensor) -> Tensor:
 
 def _split(key: str, format_: Format) -> tuple[str, str]:
     """The path of a layer and the name of a tensor within it."""
-    start = "base_model.model."
     for name in format_.names:
-        if key.startswith(start) and key.endswith(f".{name}"):
-            return key[len(start) : -len(name) - 1], name
+        if key.startswith(_START) and key.endswith(f".{name}"):
+            return key[len(_START) : -len(name) - 1], name
     hint = " (an embedding is adapted, which has no host)" if ".lora_embedding_" in key else ""
     raise Refused(f"the file holds {key[:200]!r}, which is no tensor of {format_.peft_type}{hint}")
 
