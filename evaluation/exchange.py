@@ -112,7 +112,7 @@ def read_peft(folder: Path, model: str, to: Path, prefix: str) -> str:
         made = import_peft(base.encoder, folder, prefix=prefix)
         save(base.encoder, to)
     notes = "".join(f"; {note}" for note in made.notes)
-    unknown = f"; options without effect: {', '.join(made.unknown)}" if made.unknown else ""
+    unknown = f"; options without effect: {', '.join(map(repr, made.unknown))}" if made.unknown else ""
     return f"PEFT's {made.peft_type} is our {made.method} on {len(made.layers)} layers{notes}{unknown}"
 
 

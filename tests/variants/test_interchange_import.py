@@ -425,7 +425,7 @@ def test_the_adapter_that_is_spoilt_below_is_good(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"bias": "all"}, "bias=all"),
+        ({"bias": "all"}, "bias='all'"),
         ({"lora_bias": True}, "lora_bias"),
         ({"modules_to_save": ["pooler", "intermediate"]}, "modules_to_save"),
         ({"modules_to_save": "classifier"}, "modules_to_save"),
@@ -440,8 +440,8 @@ def test_the_adapter_that_is_spoilt_below_is_good(folder: Path) -> None:
         ({"use_bdlora": {"nblocks": 2}}, "use_bdlora"),
         ({"monteclora_config": {"num_samples": 2}}, "monteclora_config"),
         ({"arrow_config": {"top_k": 2}}, "arrow_config"),
-        ({"something_new": 3}, "something_new=3 is not known"),
-        ({"coft": True}, "coft=True is not known for LORA"),
+        ({"something_new": 3}, "'something_new=3' is not known"),
+        ({"coft": True}, "'coft=True' is not known for LORA"),
         ({"init_lora_weights": "pissa_niter_16"}, "without a seed.*path_initial_model_for_weight_conversion"),
         ({"init_lora_weights": "corda"}, "path_initial_model_for_weight_conversion"),
         ({"init_lora_weights": "lora_ga"}, "path_initial_model_for_weight_conversion"),
@@ -623,3 +623,55 @@ def test_tensors_that_do_not_fit_are_refused(
 @pytest.mark.parametrize("name", ["../up", "a.b", "keys", ""])
 def test_names_that_are_none(folder: Path, name: str) -> None:
     assert_refused(folder, "cannot name an adapter", name=name)
+
+
+ESCAPE = "\x1b[2J"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {ESCAPE: 3},
+        {"new": ESCAPE},
+        {"kasa_config": ESCAPE},
+        {"peft_type": ESCAPE},
+        {"r": ESCAPE},
+        {"init_lora_weights": ESCAPE},
+        {"rank_pattern": {ESCAPE: "x"}},
+        {"rank_pattern": {f"[b-{ESCAPE}]": 1}},
+        {"target_modules": f"({ESCAPE}"},
+        {"modules_to_save": [ESCAPE, "query"]},
+    ],
+    ids=str,
+)
+def test_no_control_character_of_the_settings_is_printed(folder: Path, settings: dict[str, Any]) -> None:
+    with_settings(folder, **settings)
+    with pytest.raises(Refused) as refused:
+        import_peft(base("bert"), folder)
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int32])
+@pytest.mark.parametrize("name", [ESCAPE, f"base_model.model.{ESCAPE}.lora_A.weight"])
+def test_no_control_character_of_the_weights_is_printed(folder: Path, name: str, dtype: torch.dtype) -> None:
+    rewrite(folder, lambda tensors: tensors | {name: torch.ones(2, 2, dtype=dtype)})
+    with pytest.raises(Refused) as refused:
+        import_peft(base("bert"), folder)
+    assert str(refused.value).isprintable()
+
+
+def test_no_control_character_of_a_header_is_printed(folder: Path) -> None:
+    header = json.dumps({"a": {"dtype": ESCAPE, "shape": [1], "data_offsets": [0, 4]}}).encode()
+    weights(folder).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(Refused, match="cannot be read") as refused:
+        import_peft(base("bert"), folder)
+    assert str(refused.value).isprintable()
+
+
+def test_an_adapter_with_a_name_is_found_in_its_folder(tmp_path: Path) -> None:
+    theirs = get_peft_model(base("bert"), lora("bert"), adapter_name="mine")
+    theirs.save_pretrained(tmp_path)
+    assert_refused(tmp_path, "holds no adapter_config.json: give '.*mine'$")
+    imported("bert", tmp_path / "mine")
+    shutil.copytree(tmp_path / "mine", tmp_path / "other")
+    assert_refused(tmp_path, "mine', or another of its 2 adapters$")

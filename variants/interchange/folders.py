@@ -38,16 +38,24 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise Refused(f"{folder} holds no {CONFIG}: give the folder which PEFT's save_pretrained wrote")
+        raise Refused(f"{folder} holds no {CONFIG}: give {_instead(folder)}")
     if (size := path.stat().st_size) > _MOST_CONFIG:
         raise Refused(f"{path} has {size} bytes, and is read up to {_MOST_CONFIG}: this is no configuration")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
-        raise Refused(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        raise Refused(f"{path} cannot be read: {_line(error)}") from error
     if not isinstance(config, dict):
         raise Refused(f"{path} holds a {type(config).__name__}, expected a table of settings")
     return config
+
+
+def _instead(folder: Path) -> str:
+    """PEFT writes an adapter with a name of its own into a folder of that name."""
+    named = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
+    if not named:
+        return "the folder which PEFT's save_pretrained wrote"
+    return f"{str(named[0])!r}" + (f", or another of its {len(named)} adapters" if len(named) > 1 else "")
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -71,7 +79,12 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
         if isinstance(error, Refused):
             raise
-        raise Refused(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        raise Refused(f"{path} cannot be read: {_line(error)}") from error
     if odd := [key for key, tensor in tensors.items() if not tensor.is_floating_point()]:
-        raise Refused(f"{odd[0]} in {path} is {tensors[odd[0]].dtype}, expected floating-point numbers")
+        raise Refused(f"{odd[0][:200]!r} in {path} is {tensors[odd[0]].dtype}, expected floating-point numbers")
     return tensors
+
+
+def _line(error: Exception) -> str:
+    """What went wrong, which may quote the file."""
+    return repr(" ".join(str(error).split())[:400])

@@ -144,19 +144,18 @@ def _format(config: Mapping[str, Any]) -> Format:
     for key, what in WITHOUT_COUNTERPART.items():
         if _is_set(key, config.get(key)):
             rest = "changes the function and is not read: save the merged model in PEFT instead"
-            raise Refused(f"{key}={str(config[key])[:80]} ({what}) {rest}")
+            raise Refused(f"{key}={str(config[key])[:80]!r} ({what}) {rest}")
     return found
 
 
 def _unknown(left: Mapping[str, Any], format_: Format) -> tuple[str, ...]:
     """Options nobody here knows, none of which may be in use."""
-    rest = sorted(left.keys() - HARMLESS - format_.harmless)
-    if used := [key for key in rest if _is_set(key, left[key])]:
+    unheard = sorted(left.keys() - HARMLESS - format_.harmless)
+    if used := [key for key in unheard if _is_set(key, left[key])]:
         what = f"{used[0][:80]}={str(left[used[0]])[:80]}"
-        raise Refused(
-            f"{what} is not known for {format_.peft_type} and could change the function: nothing was attached"
-        )
-    return tuple(key for key in rest if key not in WITHOUT_COUNTERPART and key not in format_.absent)
+        rest = "and could change the function: nothing was attached"
+        raise Refused(f"{what!r} is not known for {format_.peft_type} {rest}")
+    return tuple(key for key in unheard if key not in WITHOUT_COUNTERPART and key not in format_.absent)
 
 
 def _sorted(
