@@ -43,14 +43,14 @@ def row(rows: list[dict[str, Any]], format: str, rounding: str, size: float) -> 
 
 
 def test_survived_by_hand():
-    Q, E = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.5, 1.0]])  # D = (0.5, -1), <D, D> = 1.25
-    found = survived([Stored(Q, E, torch.tensor([[2.0, 1.0]]))])  # S - Q = (1, -1), S - E = (0.5, 0)
+    Q, D = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, -1.0]])  # <D, D> = 1.25
+    found = survived([Stored(Q, D, torch.tensor([[2.0, 1.0]]))])  # S - Q = (1, -1), S - Q - D = (0.5, 0)
     assert found == pytest.approx({"kept": 1.5 / 1.25, "update_error": 0.5 / 1.25**0.5})
-    twice = [Stored(Q, E, E), Stored(Q, E, Q)]  # one kept, one lost: together, not the mean of quotients
+    twice = [Stored(Q, D, Q + D), Stored(Q, D, Q)]  # one kept, one lost: together, not the mean of quotients
     assert survived(twice) == pytest.approx({"kept": 0.5, "update_error": 0.5**0.5})
     none = {"kept": None, "update_error": None}
-    assert survived([]) == survived([Stored(Q, Q, Q)]) == none
-    assert survived([Stored(Q, E, torch.tensor([[math.inf, 1.0]]))]) == none
+    assert survived([]) == survived([Stored(Q, 0 * D, Q)]) == none
+    assert survived([Stored(Q, D, torch.tensor([[math.inf, 1.0]]))]) == none
 
 
 def test_relative_size_is_of_all_layers_together():
@@ -108,6 +108,24 @@ def check_survival() -> None:
 
 def test_how_much_survives_by_size():
     check_survival()
+
+
+@pytest.mark.parametrize("format", ["bfloat16", "int8", "nf4"])
+def test_the_update_of_a_trained_weight_is_not_what_its_base_loses(format):
+    """It is stored with a single rounding, and compared with what training did, whatever the base lost."""
+    layers = gaussian_layers(moved("full"), scale=2e-5)
+    (layer,), own = layers, relative_size(layers)
+    rounding = Rounding(format)
+    assert own == pytest.approx(1e-3, rel=0.1)
+    for size in (1e-4, 1e-3, 1e-1):
+        D = layer.D.double() * (size / own)
+        lost = rounding((layer.W + D).float()).double() - rounding(layer.W).double() - D
+        error = row(survival(layers, (format,), seed=0), format, "nearest", size)["error"]
+        assert error == pytest.approx(float(lost.norm() / D.norm()), rel=1e-2), size
+    Q, D, S = layer.stored(rounding)
+    assert torch.equal(D, layer.D)
+    assert torch.equal(Q, rounding(layer.W))
+    assert torch.equal(S, rounding(layer.present()))
 
 
 @pytest.mark.parametrize("case", ["update not scaled", "never by chance", "not quantised"])
@@ -245,8 +263,8 @@ def check_factors() -> dict[str, Any]:
     for format, values in found["recovered"].items():
         off, size, smallest = 0.0, 0.0, 1.0
         for layer in layers:
-            Q, E, S = layer.stored(Rounding(format))
-            true, seen = (np.linalg.svd((M - Q).double().numpy()) for M in (E, S))
+            Q, D, S = layer.stored(Rounding(format))
+            true, seen = (np.linalg.svd(M.double().numpy()) for M in (D, S - Q))
             off, size = off + ((true[1][:4] - seen[1][:4]) ** 2).sum(), size + (true[1][:4] ** 2).sum()
             for a, b in ((true[0][:, :4], seen[0][:, :4]), (true[2][:4].T, seen[2][:4].T)):
                 smallest = min(smallest, np.linalg.svd(a.T @ b)[1].min())

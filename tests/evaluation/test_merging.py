@@ -86,8 +86,8 @@ class Slow:
         gold = torch.tensor(self.split.labels)
         right, kept_right = out.argmax(1) == gold, rounded.argmax(1) == gold
         D, S = (
-            torch.cat([(w[path] - base[path]).flatten() for path in base if self.linear(path)]).double()
-            for w in (new, merged)
+            torch.cat([(w[path] - old[path]).flatten() for path in base if self.linear(path)]).double()
+            for w, old in ((new, original if self.full else base), (merged, base))
         )
         found = {
             "effect": float((out - stock).norm() / stock.norm()),

@@ -74,7 +74,7 @@ def in_format(case: Case, format: Format, deployments: bool) -> dict[str, Any]:
         folded, stored = case.merged(nearest)
         if not bool(torch.stack([stock, adapted, folded]).isfinite().all()):
             return {"overflow": True} | dict.fromkeys((*EFFECT, *MERGED, "stochastic", "deployments"))
-        weights = [(nearest(one.W) if one.trained else one.present(), one.effective()) for one in case.layers]
+        weights = [_updated(one, nearest) for one in case.layers]
 
         def figures(out: Tensor, weights_stored: list[Tensor]) -> Figures:
             layers = (Stored(*both, S) for both, S in zip(weights, weights_stored, strict=True))
@@ -87,6 +87,13 @@ def in_format(case: Case, format: Format, deployments: bool) -> dict[str, Any]:
             ways["bfloat16"] = case.merged(Rounding("bfloat16"))[0]
     found["deployments"] = deployed(case, ways) if ways else None
     return found
+
+
+def _updated(one: Changed, nearest: Rounding) -> tuple[Tensor, Tensor]:  # shapes: (out, in), (out, in)
+    """The rounded base weight and the update, inside ``on_base``."""
+    if one.trained:
+        return nearest(one.W), one.D
+    return (Q := one.present()), one.effective() - Q
 
 
 def effect(stock: Tensor, adapted: Tensor, gold: Tensor) -> Figures:

@@ -21,11 +21,12 @@ SAMPLED_LAYERS, SAMPLED_WEIGHTS = 2, 2**20  # what the curve and the drift are m
 
 
 class Stored(NamedTuple):
-    """One layer's weights, each (out, in): ``Q`` the rounded base, ``E`` the effective weight on it, ``S`` what is
-    stored after merging."""
+    """One layer's weights, each (out, in): ``Q`` the rounded base, ``D`` the update, ``S`` what is stored after
+    merging. The update of an adapter is that on Q; of a weight that trains itself, that on the base it was trained
+    from, so that what the base loses by rounding is not taken for a part of the update."""
 
     Q: Tensor
-    E: Tensor
+    D: Tensor
     S: Tensor
 
 
@@ -65,7 +66,12 @@ class Changed:
         """The base rounded to nearest, and what merging into it stores."""
         Q = Rounding(rounding.format)(self.W)
         E = self.effective_on(Q)
-        return Stored(Q, E, rounding(E))
+        return Stored(Q, self.D if self.trained else E - Q, rounding(E))
+
+    def scaled(self, Q: Tensor, factor: float, rounding: Rounding) -> Stored:
+        """What is stored of a multiple of the update, on the rounded base Q (out, in) unless the weight trains."""
+        D = self.D * factor
+        return Stored(Q, D, rounding((self.W if self.trained else Q) + D))
 
 
 @torch.no_grad()
@@ -109,17 +115,17 @@ def relative_size(layers: Iterable[Changed]) -> float | None:
 
 @full_precision
 def survived(layers: Iterable[Stored]) -> dict[str, float | None]:
-    """How much of the update ``D = E - Q`` is in the stored weights, over all layers together.
+    """How much of the update is in the stored weights, over all layers together.
 
     Returns:
         kept: ``<S - Q, D> / <D, D>``, the share of the update that survives.
-        update_error: ``||S - E|| / ||D||``. Both are None where nothing changes, or a number is not finite.
+        update_error: ``||S - Q - D|| / ||D||``. Both are None where nothing changes, or a number is not finite.
     """
     along = lost = size = 0.0
-    for Q, E, S in layers:
-        D = E - Q
-        along, size = along + _dot(S - Q, D), size + _dot(D, D)
-        lost += _dot(S - E, S - E)
+    for Q, D, S in layers:
+        change = S - Q
+        along, size = along + _dot(change, D), size + _dot(D, D)
+        lost += _dot(change - D, change - D)
     if not size or not math.isfinite(along + lost + size):
         return {"kept": None, "update_error": None}
     return {"kept": along / size, "update_error": math.sqrt(lost / size)}
@@ -143,10 +149,8 @@ def survival(layers: Sequence[Changed], formats: Iterable[Format], seed: int) ->
         bases = [Rounding(format)(layer.W) for layer in layers]
         for name, rounding in (("nearest", Rounding(format)), ("stochastic", by_chance(format, seed))):
             for size in SIZES:
-                found = survived(
-                    Stored(Q, E := Q + layer.D * (size / own), rounding(E))
-                    for layer, Q in zip(layers, bases, strict=True)
-                )
+                scaled = (one.scaled(Q, size / own, rounding) for one, Q in zip(layers, bases, strict=True))
+                found = survived(scaled)
                 row = {"format": format, "rounding": name, "relative_size": size}
                 rows.append(row | {"kept": found["kept"], "error": found["update_error"]})
     return rows
