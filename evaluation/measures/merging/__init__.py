@@ -56,8 +56,9 @@ def merging(
             deployments: for int8 and NF4, accuracy and error of four ways to use the adapter: the pair ``beside`` the
                 quantised weight; merged into it after dequantising and stored in ``bfloat16``; merged into the
                 ``original`` weight and stored in bfloat16; merged after dequantising and ``requantised``. Here error is
-                ||logits - logits*|| / ||logits* - base||, with logits* of the adapter on the float32 base, and only
-                layers with an adapter differ between the last three and their base. Else None.
+                ||logits - logits*|| / ||logits* - base||, with logits* of the adapter on the float32 base. Only the
+                layers which the method changes differ between the four: all others are as the format stores them. None
+                for other formats, and where the weight of such a layer trains itself.
         And if ``spec.depth`` is ``full`` (deployments are None otherwise)
         survival: ``updates.survival``, on survival_layers layers spread over the model.
         drift: ``drift.drift``, on drift_layers layers.

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from evaluation.clock import Clock
 from evaluation.data import Split
-from evaluation.measures.merging.stored import rounded_base, stored_merged, without_adaptation
+from evaluation.measures.merging.stored import rounded_base, stored_merged, swapped, without_adaptation
 from evaluation.measures.merging.updates import Changed, Stored, by_chance, survived
 from evaluation.training import Classifier, logits
+from variants.core.host import oriented
 from variants.core.rounding import EXACT, Format, Rounding
 
 EFFECT = ("effect", "accuracy_adapted")
@@ -59,10 +60,12 @@ class Case:
         """Outputs of the float32 base, alone and with the adapter."""
         return self.stock(EXACT), self.outputs()
 
-    @cached_property
-    def merged_into_original(self) -> Tensor:
-        """Outputs with the adapter merged into the weights it was trained on, these stored in bfloat16."""
-        return self.merged(Rounding("bfloat16"))[0]
+    def merged_into_original(self, rounding: Rounding) -> Tensor:
+        """Outputs with the adapter merged into the weights it was trained on; inside ``on_base``, all else is as
+        stored."""
+        original = {one.layer.get_parameter("weight"): oriented(one.layer, one.W) for one in self.layers}
+        with swapped(original):
+            return self.merged(rounding)[0]
 
 
 @torch.no_grad()
@@ -82,9 +85,12 @@ def in_format(case: Case, format: Format, deployments: bool) -> dict[str, Any]:
 
         found: dict[str, Any] = {"overflow": False, **effect(stock, adapted, case.gold), **figures(folded, stored)}
         found["stochastic"] = None if format == "float32" else figures(*case.merged(by_chance(format, case.seed)))
-        ways = {"beside": adapted, "requantised": folded} if deployments and nearest.quantises else {}
-        if ways:
-            ways["bfloat16"] = case.merged(Rounding("bfloat16"))[0]
+        # What trains the base itself is no adapter which could be used beside it, or merged into another.
+        ways: dict[str, Tensor] = {}
+        if deployments and nearest.quantises and not any(one.trained for one in case.layers):
+            half = Rounding("bfloat16")
+            ways = {"beside": adapted, "bfloat16": case.merged(half)[0]}
+            ways |= {"original": case.merged_into_original(half), "requantised": folded}
     found["deployments"] = deployed(case, ways) if ways else None
     return found
 
@@ -118,11 +124,11 @@ def compared(stock: Tensor, adapted: Tensor, merged: Tensor, gold: Tensor) -> Fi
 
 def deployed(case: Case, ways: Mapping[str, Tensor]) -> dict[str, Figures]:
     """Ways to use the adapter where the base is quantised, by their outputs: each against the float32 base with the
-    adapter, which also gives one more way, ``original``."""
+    adapter."""
     stock, adapted = case.exact
     return {
         name: {"accuracy": accuracy(out, case.gold), "error": relative(out, adapted, stock)}
-        for name, out in {**ways, "original": case.merged_into_original}.items()
+        for name, out in ways.items()
     }
 
 
