@@ -26,6 +26,7 @@ class PoLAR(USV):
     paper = "arXiv 2506.03133"
     lr_ratio = 10.0  # the authors' 4e-3 against 4e-4 for their LoRA
     constraint = "soft: U, V orthonormal (landing)"
+    orthonormal = ("U", "V")
     middle: Literal["diagonal", "full"] = "full"
     attraction: Positive = 5e-3
 

@@ -305,7 +305,7 @@ def test_there_are_no_factors_without_a_pair_of_low_rank(name):
     ("name", "hyperparameters", "has"),
     [
         ("lora", {}, False),
-        ("polar", {}, False),
+        ("polar", {}, True),
         ("usv_penalty", {}, True),
         ("stiefel", {}, True),
         ("usv_parametrized", {}, True),

@@ -96,7 +96,7 @@ class Variant:
     # Learning rate divided by LoRA's: what was published, 1 where nothing is known; centres the search.
     lr_ratio: ClassVar[float] = 1.0
     constraint: ClassVar[str] = ""  # what training holds, or draws towards, in a few words for people
-    orthonormal: ClassVar[tuple[str, ...]] = ()  # trained factors whose columns (rows, if wide) a penalty draws
+    orthonormal: ClassVar[tuple[str, ...]] = ()  # trained factors whose columns (rows, if wide) training draws
     no_weight_decay: ClassVar[tuple[str, ...]] = ()  # trained tensors which decay would pull off what they mean
     indices: ClassVar[tuple[str, ...]] = ()  # frozen tensors of whole numbers, such as places; all others hold floats
     tolerance: ClassVar[float] = 1.0  # factor on the tolerances of the conformance suite
