@@ -9,16 +9,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from evaluation.measures.merging.factors import pair_of
 from evaluation.measures.merging.stored import swapped
-from evaluation.measures.merging.updates import Changed, spread
+from evaluation.measures.merging.updates import Changed
 from variants.core import Init, Variant, merged
 from variants.core.host import Adapter, Host
 from variants.core.restoring import restore
 from variants.core.rounding import Format, Rounding
 
-DENSE_LAYERS = 1  # measured of a method whose update is a dense product, hundreds of which take long; else a sample
-THIN = 4  # times the rank of a pair, at most the layer's smaller side, for its product to be cheap
+LAYERS = 1  # the last ones, the same for every method: hundreds of merges take long where the update is dense
 Distances = dict[str, float | None]  # number of cycles -> ||W_after - W_before|| / ||W_before||, None if not finite
 
 
@@ -78,10 +76,10 @@ def drift(
     Returns:
         Per format that is no quantised one ``restoring``, where ``merged`` is entered and left, and ``subtraction``,
         as PEFT 0.21 unmerges LoRA kept in float32: the base holds ``round(W + D)`` and then ``round(that - round(D))``,
-        with D the update on the W which the cycle finds. And the number of layers this was measured on, evenly spread
-        over the model.
+        with D the update on the W which the cycle finds. And the number of layers this was measured on: the last of
+        those which change, whatever the method, so that methods differ in the update and not in the layer.
     """
-    chosen = spread(layers) if all(map(_cheap, layers)) else spread(layers, DENSE_LAYERS)
+    chosen = layers[-LAYERS:]
     if not chosen:
         return {}, 0
     sample = Sample(chosen, variant)
@@ -142,13 +140,6 @@ def _plain(layer: Changed) -> nn.Module:
 
 def _adapter(layer: Changed) -> Adapter | None:
     return layer.layer.alone() if isinstance(layer.layer, Host) and not layer.trained else None
-
-
-def _cheap(layer: Changed) -> bool:
-    if _adapter(layer) is None:
-        return True
-    pair = pair_of(layer)
-    return pair is not None and THIN * len(pair.A) <= min(layer.W.shape)
 
 
 def _init(adapter: Adapter) -> Init:

@@ -17,7 +17,7 @@ from variants.core.linalg import full_precision, raised
 from variants.core.rounding import Format, Rounding
 
 SIZES = tuple(10 ** (k / 2 - 4) for k in range(9))  # relative sizes of the survival curve: 1e-4 to 1
-SAMPLED_LAYERS, SAMPLED_WEIGHTS = 2, 2**20  # what the curve and the drift are measured on, at most
+SAMPLED_LAYERS, SAMPLED_WEIGHTS = 2, 2**20  # what the curve and the factors are measured on, at most
 
 
 class Stored(NamedTuple):
