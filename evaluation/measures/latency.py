@@ -20,12 +20,13 @@ from evaluation.clock import Clock
 from evaluation.data import Batch
 from evaluation.measures.intervals import interval
 from evaluation.training import Classifier, autocast
-from variants.core import Refused, Variant, detach
+from variants.core import LoRAPair, Refused, Variant, detach
 from variants.core.conversion import attach_pairs, to_pairs
 from variants.core.host import hosts
 
 KINDS = ("adapted", "folded", "merged")
-BASES = tuple(("", f"base {i}") for i in range(4))  # the base's turns in a round
+BASES = tuple(("", f"base {i}") for i in range(8))  # the base's turns in a round
+HALF = len(BASES) // 2
 Which = tuple[str, str]  # label and kind
 Seconds = Mapping[Which, np.ndarray]  # one number a round
 
@@ -46,10 +47,12 @@ def latency(
 
     Returns:
         rounds; base: seconds by shape, ``token`` or ``batch``; noise: by shape, the ratio of the base's first turns in
-        a round to its last; merged: by shape, the ratio to the base of the median merged model of a round; methods:
-        label -> shape -> kind -> seconds and ratio to the base, or None where there is no such form. ``adapted``: as it
-        trains. ``folded``: its exact low-rank pair, scale and diagonal multiplied in beforehand, as two thin products
-        beside the base. ``merged``: a plain model with the effective weights. Intervals as in ``interval``.
+        a round to its last; merged: by shape, the ratio to the base of the median merged model of a round, where only
+        methods with adapters on layers count: the others have nothing to merge; methods: label -> shape -> kind ->
+        seconds and ratio to the base, or None where there is no such form. ``adapted``: as it trains. ``folded``: its
+        exact low-rank pair, scale and diagonal multiplied in beforehand, as two thin products beside the base; where
+        the pair has a layer's full rank they are not thin, and there is no such form. ``merged``: a plain model with
+        the effective weights. Intervals as in ``interval``.
     """
     models: dict[Which, Classifier] = dict.fromkeys(BASES, base)
     for label, (model, variant) in adapted.items():
@@ -61,14 +64,16 @@ def latency(
         "token": Batch(batch.input_ids[:1, :1], batch.attention_mask[:1, :1], batch.labels[:1]),
         "batch": batch,
     }
+    had_adapters = {label for label, (model, _) in adapted.items() if hosts(model.encoder)}
     found = {shape: _seconds(models, rows, rounds, precision, device) for shape, rows in shapes.items()}
     return {
         "rounds": rounds,
         "base": {shape: interval(_base(seconds)) for shape, seconds in found.items()},
         "noise": {
-            shape: interval(_base(seconds, BASES[:2]) / _base(seconds, BASES[2:])) for shape, seconds in found.items()
+            shape: interval(_base(seconds, BASES[:HALF]) / _base(seconds, BASES[HALF:]))
+            for shape, seconds in found.items()
         },
-        "merged": {shape: _merged_together(seconds) for shape, seconds in found.items()},
+        "merged": {shape: _merged_together(seconds, had_adapters) for shape, seconds in found.items()},
         "methods": {
             label: {shape: {kind: _entry(seconds, label, kind) for kind in KINDS} for shape, seconds in found.items()}
             for label in adapted
@@ -87,11 +92,16 @@ def _deployed(model: Classifier, base: Classifier, variant: Variant) -> dict[str
         pairs = to_pairs(model.encoder).pairs
     except Refused:  # it has no exact pair
         return found
-    if pairs:
+    if pairs and all(_thin(pair) for pair in pairs.values()):
         encoder = _sharing(base.encoder)
         attach_pairs(encoder, pairs)
         found["folded"] = _with_encoder(model, encoder)
     return found
+
+
+def _thin(pair: LoRAPair) -> bool:
+    rank, in_ = pair.A.shape
+    return rank < min(len(pair.B), in_)
 
 
 def _sharing(encoder: nn.Module, but: Collection[nn.Parameter] = ()) -> nn.Module:
@@ -130,9 +140,16 @@ def _base(seconds: Seconds, turns: Sequence[Which] = BASES) -> np.ndarray:
     return np.median([seconds[turn] for turn in turns], axis=0)
 
 
-def _merged_together(seconds: Seconds) -> dict[str, float] | None:
-    merged = [values for (_, kind), values in seconds.items() if kind == "merged"]
-    return interval(np.median(merged, axis=0) / _base(seconds)) if merged else None
+def _merged_together(seconds: Seconds, labels: Collection[str]) -> dict[str, float] | None:
+    merged = [values for (label, kind), values in seconds.items() if kind == "merged" and label in labels]
+    if not merged:
+        return None
+    # Times are skewed: medians of many are lower and less scattered than those of few. So the merged models are taken
+    # in groups of about as many as the base has turns, and the base in no more turns than there are models.
+    turns = BASES[: len(merged)]
+    count = len(merged) // len(turns)
+    groups = [np.median(merged[i::count], axis=0) for i in range(count)]
+    return interval(np.mean(groups, axis=0) / _base(seconds, turns))
 
 
 def _entry(seconds: Seconds, label: str, kind: str) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ FORMS = {
     "pissa": {"adapted", "folded", "merged"},
     "dora": {"adapted", "merged"},  # no exact pair
     "ia3": {"adapted", "merged"},
+    "svf": {"adapted", "merged"},  # its pair has full rank: products that are not thin
     "full": {"adapted", "merged"},
     "probe": {"adapted", "merged"},
     "adapter": {"adapted"},  # cannot be merged
@@ -87,6 +89,26 @@ def test_the_result_is_plain_and_whole() -> None:
 
 def test_without_a_merged_model_nothing_is_said_of_merging() -> None:
     assert measured(("adapter",), rounds=2)["merged"] == {"token": None, "batch": None}
+
+
+def test_the_pool_of_merged_models_is_of_those_that_had_adapters_and_as_large_as_the_base() -> None:
+    """A skewed time: the median of many draws is not that of a few, so the groups must be as large as the base's."""
+    rng, rounds = np.random.default_rng(0), 2000
+    turns: dict[Any, Any] = {turn: rng.exponential(size=rounds) ** 3 for turn in module.BASES}
+    merged = {(f"m{i}", "merged"): rng.exponential(size=rounds) ** 3 for i in range(4 * len(module.BASES))}
+    plain = {("full", "merged"): np.full(rounds, 1e3), ("m0", "adapted"): np.full(rounds, 1e3)}
+    labels = {label for label, _ in merged}
+    grouped = [np.median(list(merged.values())[i::4], axis=0) for i in range(4)]
+    found = module._merged_together(turns | merged | plain, labels)
+    assert found is not None
+    assert found == module.interval(np.mean(grouped, axis=0) / np.median([turns[t] for t in module.BASES], axis=0))
+    few = module._merged_together(turns | dict(list(merged.items())[:1]) | plain, labels)
+    assert few == module.interval(merged["m0", "merged"] / turns[module.BASES[0]])
+    assert module._merged_together(turns | plain, labels) is None
+
+
+def test_methods_without_adapters_on_layers_are_not_pooled() -> None:
+    assert measured(("full", "probe"), rounds=2)["merged"] == {"token": None, "batch": None}
 
 
 def test_ratios_are_formed_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
