@@ -19,6 +19,7 @@ from torch import nn
 from evaluation.clock import Clock
 from evaluation.data import Batch
 from evaluation.measures.intervals import interval
+from evaluation.measures.replicas import mergeable_copy, sharing
 from evaluation.training import Classifier, autocast
 from variants.core import LoRAPair, Refused, Variant, detach
 from variants.core.conversion import attach_pairs, to_pairs
@@ -85,7 +86,7 @@ def _deployed(model: Classifier, base: Classifier, variant: Variant) -> dict[str
     """The other forms in which the adapter can be used; the model itself stays as it is."""
     if not variant.mergeable:
         return {}
-    plain = _sharing(model.encoder, but={p for host in hosts(model.encoder).values() for p in host.parameters()})
+    plain = mergeable_copy(model.encoder)
     detach(plain, merge=True)
     found = {"merged": _with_encoder(model, plain)}
     try:
@@ -93,7 +94,7 @@ def _deployed(model: Classifier, base: Classifier, variant: Variant) -> dict[str
     except Refused:  # it has no exact pair
         return found
     if pairs and all(_thin(pair) for pair in pairs.values()):
-        encoder = _sharing(base.encoder)
+        encoder = sharing(base.encoder)
         attach_pairs(encoder, pairs)
         found["folded"] = _with_encoder(model, encoder)
     return found
@@ -102,11 +103,6 @@ def _deployed(model: Classifier, base: Classifier, variant: Variant) -> dict[str
 def _thin(pair: LoRAPair) -> bool:
     rank, in_ = pair.A.shape
     return rank < min(len(pair.B), in_)
-
-
-def _sharing(encoder: nn.Module, but: Collection[nn.Parameter] = ()) -> nn.Module:
-    """A copy with the same parameters, except for some of which it gets its own."""
-    return copy.deepcopy(encoder, memo={id(p): p for p in encoder.parameters() if p not in but})
 
 
 def _with_encoder(model: Classifier, encoder: nn.Module) -> Classifier:

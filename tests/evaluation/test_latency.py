@@ -60,8 +60,7 @@ def test_every_form_is_the_same_function_and_a_model_of_its_own(name: str) -> No
 
 
 def test_a_merge_into_shared_weights_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    shared = module._sharing
-    monkeypatch.setattr(module, "_sharing", lambda encoder, **_: shared(encoder))
+    monkeypatch.setattr(module, "mergeable_copy", module.sharing)
     with pytest.raises(AssertionError):
         test_every_form_is_the_same_function_and_a_model_of_its_own("lora")
 

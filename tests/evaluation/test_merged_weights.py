@@ -350,21 +350,46 @@ def test_directions_which_are_rounding_are_left_out():
 # ---- cost -----------------------------------------------------------------------------------------------------------
 
 
+def cost_of(model: nn.Module) -> dict[str, float]:
+    found = cost.cost(model, CPU)
+    assert found is not None
+    return found
+
+
 def test_cost_is_of_all_layers_and_holds_the_new_weights():
     one, two = (gaussian(moved("lora", rank=4), shapes=shapes) for shapes in (((256, 192),), TALL))
-    found = cost.cost(two, CPU)
+    found = cost_of(two)
     bytes_ = 4 * 2 * 256 * 192
     assert bytes_ <= found["extra_bytes"] <= 4 * bytes_
-    assert found["extra_bytes"] > cost.cost(one, CPU)["extra_bytes"]
+    assert found["extra_bytes"] > cost_of(one)["extra_bytes"]
     assert 0 < found["seconds"] < 1
-    model, *_ = merge_case("full")
-    assert cost.cost(model.encoder, CPU)["extra_bytes"] == 0
+    for name in ("full", "probe"):
+        assert cost.cost(merge_case(name)[0].encoder, CPU) is None
+
+
+@pytest.mark.parametrize("name", ["lora", "pissa", "dora"])
+def test_the_cost_is_of_a_merge_for_good_which_the_model_does_not_feel(monkeypatch, name):
+    model, *_ = merge_case(name)
+    before, merge, seen = toy.bits(model), cost.once, []
+
+    def watched(encoder: nn.Module) -> None:
+        merge(encoder)
+        seen.append((hosts(encoder), encoder.get_parameter("embeddings.word_embeddings.weight")))
+
+    monkeypatch.setattr(cost, "once", watched)
+    trains = [p.requires_grad for p in model.parameters()]
+    cost.cost(model.encoder, CPU)
+    shared = model.encoder.get_parameter("embeddings.word_embeddings.weight")
+    assert [(len(adapted), weight is shared) for adapted, weight in seen] == [(0, True)] * (1 + cost.ROUNDS)
+    assert toy.same(before, toy.bits(model))
+    assert [p.requires_grad for p in model.parameters()] == trains
+    assert len(hosts(model.encoder)) == 4
 
 
 def test_a_slow_merge_is_seen(monkeypatch):
     model = gaussian(moved("lora", rank=4))
     monkeypatch.setattr(cost, "once", lambda _: time.sleep(0.02))
-    assert 0.02 <= cost.cost(model, CPU)["seconds"] < 0.2
+    assert 0.02 <= cost_of(model)["seconds"] < 0.2
 
 
 # ---- all of it ------------------------------------------------------------------------------------------------------

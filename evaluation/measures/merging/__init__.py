@@ -44,7 +44,7 @@ def merging(
         items; mergeable (None for a peer, where nothing more is measured); formats, empty unless mergeable. Then
         relative_size: ``sqrt(sum ||D||^2 / sum ||W||^2)`` of the update D over the linear layers whose weight W the
             method changes; None if it changes none.
-        cost: seconds of merging all layers once, and extra_bytes at its highest.
+        cost: seconds of merging all layers for good, and extra_bytes at its highest; None without adapters on layers.
         formats: per format
             overflow: True where the format cannot hold the weights, so that outputs are not finite; all else is None.
             effect: ||adapted - base|| / ||base||, of the logits. accuracy_adapted.
