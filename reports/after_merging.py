@@ -14,6 +14,7 @@ from reports.words import UNDECIDED, Verdict, named as in_words, percent
 
 MERGED = 1e-4  # error of a merge in float32, relative to the adapter's effect, up to which it is exact
 LATENCY = 0.02  # how far from the base's a latency may lie and still be the same
+UNMERGED = ("adapted", "folded")
 LOSSY = ("bfloat16", "float16", "int8", "nf4")
 Ratio = tuple[float, float, float]  # median, low, high
 
@@ -98,25 +99,40 @@ def latency_verdict(results: Results) -> Verdict | None:
     together = {given: bounds(found) for given in INPUTS if (found := _measured(results, "latency_merged", given))}
     if not merged or not together:
         return None
-    unmerged = (_unmerged_latency(results, named, given) for given in INPUTS)
+    unmerged = [r for place in places for kind in UNMERGED if (r := _ratio(results, *place, kind))]
+    said = (_unmerged_latency(results, named, given) for given in INPUTS)
     return Verdict(
         key="latency",
         statement="An SVD-form update needs an extra product and so adds latency",
         short="they add latency",
-        word=_latency_word(list(together.values())),
-        evidence=(_merged_latency(results, merged, together), *filter(None, unmerged)),
+        word=_latency_word(list(together.values()), unmerged),
+        evidence=(_merged_latency(results, merged, together), *filter(None, said)),
         rule=(
-            "True only while unmerged if the 95 % interval of the ratio of merged models to the base lies within "
-            f"±{100 * LATENCY:.0f} % of 1 for one token and for a batch; true of merged ones if it lies above; not "
-            "decided otherwise. In every round, the median of all merged models is compared with the base."
+            f"The bounds are ±{100 * LATENCY:.0f} % of the base's latency, the intervals are of 95 %. True of merged "
+            "models if their interval lies above, for one token or for a batch. True only while unmerged if both lie "
+            "within and at least one method with an exact low-rank pair, adapted or folded, has an interval above. "
+            "Refuted if all of these lie within too; otherwise not decided. In every round, the median of all merged "
+            "models is compared with the base."
         ),
     )
 
 
-def _latency_word(together: Sequence[Ratio]) -> str:
-    if all(low >= 1 - LATENCY and high <= 1 + LATENCY for _, low, high in together):
+def _latency_word(together: Sequence[Ratio], unmerged: Sequence[Ratio]) -> str:
+    if any(map(_slower, together)):
+        return "holds"
+    if not all(map(_within, together)):
+        return UNDECIDED
+    if any(map(_slower, unmerged)):
         return "holds only while unmerged"
-    return "holds" if any(low > 1 + LATENCY for _, low, _ in together) else UNDECIDED
+    return "refuted" if unmerged and all(map(_within, unmerged)) else UNDECIDED
+
+
+def _slower(ratio: Ratio) -> bool:
+    return ratio[1] > 1 + LATENCY
+
+
+def _within(ratio: Ratio) -> bool:
+    return ratio[1] >= 1 - LATENCY and ratio[2] <= 1 + LATENCY
 
 
 def _measured(results: Results, name: str, given: str) -> Json | None:
@@ -132,7 +148,7 @@ def _ratio(results: Results, label: str, given: str, serving: str) -> Ratio | No
 
 def _merged_latency(results: Results, merged: Mapping[tuple[str, str], Ratio], together: Mapping[str, Ratio]) -> str:
     noise = {given: bounds(found) for given in INPUTS if (found := _measured(results, "latency_noise", given))}
-    inside = sum(low >= 1 - LATENCY and high <= 1 + LATENCY for _, low, high in merged.values())
+    inside = sum(map(_within, merged.values()))
     said = [f"{bracketed(*ratio)} times the base's latency for {INPUTS[given]}" for given, ratio in together.items()]
     known = [f"{bracketed(*ratio)} for {INPUTS[given]}" for given, ratio in noise.items()]
     return (
@@ -144,7 +160,7 @@ def _merged_latency(results: Results, merged: Mapping[tuple[str, str], Ratio], t
 
 def _unmerged_latency(results: Results, named: Sequence[str], given: str) -> str:
     said = []
-    for serving in ("adapted", "folded"):
+    for serving in UNMERGED:
         ratios = {label: ratio for label in named if (ratio := _ratio(results, label, given, serving))}
         if ratios:
             middle = median(value for value, _, _ in ratios.values())

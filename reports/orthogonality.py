@@ -85,13 +85,15 @@ def margin(results: Results) -> float:
 
 
 def judged(results: Results, label: str, reference: str, comparison: Comparison) -> str:
-    """``costs accuracy``, ``does not cripple`` (a loss of the margin is ruled out) or ``undecided``."""
-    difference = comparison.difference
-    if difference is None or not difference.half:
+    """``costs accuracy`` (surely more than the margin), ``does not cripple`` (surely less) or ``undecided``."""
+    difference, bound = comparison.difference, -margin(results)
+    if difference is None or difference.low is None or difference.high is None or not difference.half:
         return UNSURE
-    if (difference.low or 0.0) > -margin(results):
+    if difference.high < bound:
+        return COSTLY if comparison.verdict == "worse" and not results.on_edge(label) else UNSURE
+    if difference.low > bound:
         return UNSURE if results.on_edge(reference) or results.diverged_seeds(label) else FREE
-    return COSTLY if comparison.verdict == "worse" and not results.on_edge(label) else UNSURE
+    return UNSURE
 
 
 def median_over_rates(results: Results, label: str) -> float | None:

@@ -106,8 +106,8 @@ def orthogonality_verdict(results: Results) -> Verdict | None:
         rule=(
             f"At least {RATES} learning rates and {SEEDS} seeds for every method and for the unconstrained control, "
             f"paired by seed. Refuted for a method if the 95 % interval rules out a loss of {_margin(results)}; holds "
-            "if it does not and the method is worse after Holm's correction at 5 %; otherwise undecided. A rate on the "
-            "edge of its grid decides nothing against the method that has it."
+            "if the interval lies wholly beyond that loss and the method is worse after Holm's correction at 5 %; "
+            "otherwise undecided. A rate on the edge of its grid decides nothing against the method that has it."
         ),
     )
 

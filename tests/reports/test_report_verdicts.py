@@ -15,9 +15,10 @@ from report_samples import all_records, diverged, family_records, family_suite, 
 
 from reports import load
 from reports.claims import opening
-from reports.orthogonality import constrained, control, margin
+from reports.orthogonality import COSTLY, FREE, UNSURE, constrained, control, judged as judgement, margin
 from reports.records import Results
 from reports.render import statements_markdown
+from reports.statistics import Comparison, Difference
 from reports.verdicts import in_one_sentence, verdicts
 from reports.words import Verdict
 
@@ -122,6 +123,37 @@ def test_latency_is_judged_by_all_merged_models_together(folder, ratio, word):
     assert found.word == word
 
 
+@pytest.mark.parametrize(
+    ("adapted", "folded", "word"),
+    [
+        (spread(1.0, 0.008), spread(1.0, 0.008), "refuted"),
+        (spread(1.0, 0.03), spread(1.0, 0.008), "not decided by these records"),
+        (spread(1.04, 0.03), spread(1.0, 0.008), "not decided by these records"),
+        (spread(0.95, 0.008), spread(1.0, 0.008), "not decided by these records"),
+        (spread(1.0, 0.008), spread(1.1, 0.01), "holds only while unmerged"),
+    ],
+)
+def test_latency_while_unmerged_is_tested(folder, adapted, folded, word):
+    def edit(measures: Record) -> None:
+        for label, method in measures["speed"]["methods"].items():
+            for found in (found for found in method["latency"].values() if found["folded"]):
+                found["adapted"]["ratio"], found["folded"]["ratio"] = spread(1.0, 0.008), spread(1.0, 0.008)
+            if label == "pissa":
+                method["latency"]["batch"]["adapted"]["ratio"] = adapted
+                method["latency"]["batch"]["folded"]["ratio"] = folded
+
+    assert judged(folder, _speed(all_records(), edit))["latency"].word == word
+
+
+def test_latency_unmerged_is_that_of_methods_with_a_pair(folder):
+    def edit(measures: Record) -> None:
+        for method in measures["speed"]["methods"].values():
+            for found in (found for found in method["latency"].values() if found["folded"]):
+                found["adapted"]["ratio"], found["folded"]["ratio"] = spread(1.0, 0.008), spread(1.0, 0.008)
+
+    assert judged(folder, _speed(all_records(), edit))["latency"].word == "refuted", "dora is slower and has no pair"
+
+
 def test_one_noisy_method_decides_nothing(folder):
     def edit(measures: Record) -> None:
         for given in measures["speed"]["methods"]["lora"]["latency"].values():
@@ -203,6 +235,24 @@ def test_what_cripples_is_measured_by_what_there_is_to_gain(folder):
     assert margin(family(folder, without_probe)) == 0.01
     found = {v.key: v for v in verdicts(family(folder, without_probe))}["orthogonality"]
     assert found.word == "holds for 1, refuted for 2 and undecided for 1 of 4 methods"
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "verdict", "word"),
+    [
+        (-0.004, 0.002, "worse", FREE),  # worse, and by less than matters
+        (-0.013, 0.002, "worse", COSTLY),
+        (-0.013, 0.002, "not separated", UNSURE),  # worse alone, not after Holm
+        (-0.013, 0.004, "worse", UNSURE),  # worse for sure, by more than the margin perhaps
+        (-0.008, 0.004, "worse", UNSURE),
+        (0.0, 0.02, "not separated", UNSURE),
+        (-0.05, 0.0, "not separated", UNSURE),
+    ],
+)
+def test_a_loss_must_lie_wholly_beyond_the_margin(folder, mean, half, verdict, word):
+    records = [record for record in family_records() if not record["key"].startswith("probe")]  # margin: one point
+    comparison = Comparison(Difference(mean, half, 5, 0.01), verdict)
+    assert judgement(family(folder, records), "stella", "usv free", comparison) == word
 
 
 def test_a_method_that_diverged_is_not_free(folder):
