@@ -21,7 +21,7 @@ Ratio = tuple[float, float, float]  # median, low, high
 
 def svd_form(results: Results) -> list[str]:
     """The methods whose update has an exact low-rank pair, which was measured."""
-    return [label for label in results.labels if (results.merging(label) or {}).get("factors")]
+    return [label for label in results.labels if results.merging(label).get("factors")]
 
 
 def merging_verdict(results: Results) -> Verdict | None:
@@ -60,13 +60,13 @@ def _merging_evidence(
 
 
 def _merges(results: Results, label: str, measured: Json) -> bool:
-    change = accuracy_change(measured, (results.merging(label) or {}).get("items", 0))
+    change = accuracy_change(measured, results.merging(label).get("items", 0))
     return measured["error"] < MERGED and change is not None and change.low <= 0 <= change.high
 
 
 def _exact_merges(results: Results, exact: Mapping[str, Json], named: Sequence[str], held: Sequence[str]) -> str:
     worst = max(named, key=lambda label: exact[label]["error"])
-    items = max((results.merging(label) or {}).get("items", 0) for label in named)
+    items = max(results.merging(label).get("items", 0) for label in named)
     widths = [(c.high - c.low) / 2 for k in named if (c := accuracy_change(exact[k], items)) is not None]
     failing = [label for label in named if label not in held]
     passed = len(named) - len(failing)
@@ -81,7 +81,7 @@ def _exact_merges(results: Results, exact: Mapping[str, Json], named: Sequence[s
 
 def _rounding_loss(results: Results, named: Sequence[str], format: str) -> str:
     errors = {k: e for k in named if (e := values(results, k, format).get("error")) is not None}
-    overflowed = sum(((results.merging(k) or {})["formats"].get(format) or {}).get("overflow") is True for k in named)
+    overflowed = sum((results.merging(k)["formats"].get(format) or {}).get("overflow") is True for k in named)
     if not errors:
         return f"{format} overflows for all {overflowed}" if overflowed else ""
     worst = max(errors, key=lambda label: errors[label])

@@ -122,7 +122,7 @@ def missing(results: Results) -> list[str]:
     if results.suite.get("merging"):
         first = {label: next(iter(results.of(label, "final")), None) for label in results.labels}
         done = [label for label, run in first.items() if run and run.status == "done"]  # a diverged run merges nothing
-        if unmerged := [label for label in done if results.merging(label) is None]:
+        if unmerged := [label for label in done if not results.merging(label)]:
             gaps.append(f"merging is not measured for {listed(unmerged)}")
     return gaps
 

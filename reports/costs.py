@@ -123,7 +123,7 @@ def merge_cost_table(results: Results) -> Table:
         Column("seconds", "time to merge", digits(2, MILLI), "ms", place="terminal"),
         Column("extra_bytes", "extra memory", digits(3, MEBI), "MiB", place="terminal"),
     )
-    costs = {label: cost for label in results.labels if (cost := (results.merging(label) or {}).get("cost"))}
+    costs = {label: cost for label in results.labels if (cost := results.merging(label).get("cost"))}
     rows = tuple(
         (Cell(label), Cell(cost.get("seconds")), Cell(cost.get("extra_bytes"))) for label, cost in costs.items()
     )

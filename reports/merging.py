@@ -21,12 +21,12 @@ SERVED = {  # ways to serve an adapter on a quantised base
 
 def formats(results: Results, part: str = "formats") -> tuple[str, ...]:
     """The storage formats of which some method has this part of the merge measurement, in the records' order."""
-    return tuple(dict.fromkeys(f for label in results.labels for f in (results.merging(label) or {}).get(part) or {}))
+    return tuple(dict.fromkeys(f for label in results.labels for f in results.merging(label).get(part) or {}))
 
 
 def values(results: Results, label: str, format: str) -> Json:
     """What was measured of one method in one format; empty without a measurement or if outputs overflowed."""
-    found: Json = ((results.merging(label) or {}).get("formats") or {}).get(format) or {}
+    found: Json = (results.merging(label).get("formats") or {}).get(format) or {}
     return {} if found.get("overflow") else found
 
 
@@ -63,7 +63,7 @@ def merging_table(results: Results) -> Table:
 
 
 def _merging_row(results: Results, label: str, stored: Iterable[str], rounded: Iterable[str]) -> tuple[Cell, ...]:
-    merge = results.merging(label) or {}
+    merge = results.merging(label)
     effect = next((v["effect"] for v in (values(results, label, name) for name in stored) if "effect" in v), None)
     return (
         Cell(label),
@@ -77,12 +77,12 @@ def _merging_row(results: Results, label: str, stored: Iterable[str], rounded: I
 
 
 def _items(results: Results) -> int:
-    return max(((results.merging(label) or {}).get("items", 0) for label in results.labels), default=0)
+    return max((results.merging(label).get("items", 0) for label in results.labels), default=0)
 
 
 def _remark(results: Results, label: str) -> str:
     merge = results.merging(label)
-    if merge is None:
+    if not merge:
         return _why_unmerged(results, label)
     if merge.get("mergeable", True) is None:
         return "not measured"
@@ -143,7 +143,7 @@ def merging_full_table(results: Results) -> Table:
 def _full_row(results: Results, label: str, name: str, rounding: str) -> tuple[Cell, ...]:
     adapted = values(results, label, name)
     measured: Json = adapted if rounding == ROUNDINGS[0] else adapted[rounding]
-    items = (results.merging(label) or {}).get("items", 0)
+    items = results.merging(label).get("items", 0)
     change = accuracy_change(measured, items)
     return (
         Cell(label),

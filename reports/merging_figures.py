@@ -101,7 +101,7 @@ def _curve(results: Results, kind: str, scale: float) -> Rows:
     """Median and band over the methods for each format, rounding and size; without float32, which loses nothing."""
     groups: dict[tuple[str, str, float], list[float]] = {}
     for label in results.labels:
-        for point in (results.merging(label) or {}).get("survival") or ():
+        for point in results.merging(label).get("survival") or ():
             if point["format"] != EXACT and point.get(kind) is not None:
                 place = (point["format"], point["rounding"], float(f"{point['relative_size']:.4g}"))
                 groups.setdefault(place, []).append(scale * point[kind])
@@ -122,7 +122,7 @@ def _trained(results: Results, kind: str, scale: float) -> Rows:
     return [
         {"method": plain(label), "format": name, "size": size, "value": scale * value}
         for label in results.labels
-        if (size := (results.merging(label) or {}).get("relative_size"))
+        if (size := results.merging(label).get("relative_size"))
         for name in formats(results)
         if name != EXACT and (value := values(results, label, name).get(field)) is not None
         if kind == "kept" or value > 0

@@ -119,9 +119,9 @@ class Results:
             (r.measures["parameters"] for r in self.runs if r.label == label and "parameters" in r.measures), {}
         )
 
-    def merging(self, label: str) -> Json | None:
-        """The merge measurement of the first final run that has one."""
-        return next((r.measures["merging"] for r in self.of(label, "final") if "merging" in r.measures), None)
+    def merging(self, label: str) -> Json:
+        """The merge measurement of the first final run that has one; empty without."""
+        return next((r.measures["merging"] for r in self.of(label, "final") if "merging" in r.measures), {})
 
     def starts(self, label: str) -> list[Json]:
         """How far from the base's outputs the method begins, in every final run that has it."""

@@ -12,7 +12,7 @@ WAYS = ("restoring", "subtraction")
 
 def drift_of(results: Results, label: str, format: str, way: str) -> dict[int, float]:
     """Number of cycles -> relative distance of the weights from where they were; empty where not measured."""
-    drift: Json = (((results.merging(label) or {}).get("drift") or {}).get(format) or {}).get(way) or {}
+    drift: Json = ((results.merging(label).get("drift") or {}).get(format) or {}).get(way) or {}
     return {int(cycles): value for cycles, value in drift.items() if value is not None}
 
 
@@ -52,7 +52,7 @@ def drift_table(results: Results) -> Table:
 
 def factors_table(results: Results) -> Table:
     """A row a method with an exact low-rank pair: its defects, and what the merged weight alone gives back."""
-    found = {label: factors for label in results.labels if (factors := (results.merging(label) or {}).get("factors"))}
+    found = {label: factors for label in results.labels if (factors := results.merging(label).get("factors"))}
     stored = tuple(dict.fromkeys(name for factors in found.values() for name in factors.get("recovered") or {}))
     columns = (
         METHOD,

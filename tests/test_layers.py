@@ -46,6 +46,9 @@ def _allowed(path: str, module: str) -> bool:
         hosted = path in ("variants/core/conv1d.py", "variants/core/cases.py")  # Conv1D, and layers to try it on
         extra = {"transformers"} if hosted else set()
         return inside if top == "variants" else top in TENSORS | extra or top in sys.stdlib_module_names
+    if path.startswith("variants/interchange/"):
+        ours = module == "variants" or module.startswith(("variants.core", "variants.interchange"))
+        return ours if top == "variants" else top in TENSORS or top in sys.stdlib_module_names
     if path.startswith("variants/"):
         return top == "variants" or top in TENSORS or top in sys.stdlib_module_names
     if path.startswith("evaluation/"):
@@ -79,6 +82,8 @@ def test_there_is_something_to_check() -> None:
         ("reports/page.py", "import torch.nn", ["torch.nn"]),
         ("reports/page.py", "from variants.core import names", ["variants.core", "variants.core.names"]),
         ("reports/page.py", "if True:\n    from evaluation import store", ["evaluation", "evaluation.store"]),
+        ("variants/interchange/pairs.py", "from variants import lora", ["variants.lora"]),
+        ("variants/interchange/pairs.py", "from variants import interchange, core\nimport safetensors", []),
         ("variants/lora.py", "import torch, math\nfrom variants.core import linalg", []),
         ("variants/core/conv1d.py", "from transformers.pytorch_utils import Conv1D", []),
         ("variants/core/host.py", "from . import linalg\nimport variants.core.conv1d", []),
