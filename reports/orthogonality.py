@@ -19,7 +19,8 @@ from reports.tables import EDGE, EDGE_NOTE, METHOD, POINTS, mean_cell
 RATES, SEEDS = 6, 5  # of each method, for its comparison to count
 CRIPPLING = 1 / 3  # of what the control gains over the probe: a method that loses so much is crippled
 MARGIN = 0.01  # accuracy that may be lost where no probe says what there is to gain
-COSTLY, UNSURE, FREE = "costs accuracy", "undecided", "does not cripple"
+ORTHONORMAL = 0.5  # worst ||X^T X - I|| of the trained factors up to which a constraint counts as one
+COSTLY, UNSURE, FREE, LOOSE = "costs accuracy", "undecided", "does not cripple", "not orthonormal"
 CONTROL = "usv_penalty"  # with a penalty of weight zero
 CONSTRAINED = {  # method -> what is orthogonal in it, and how it stays so
     "stiefel": "factors, by retraction",
@@ -84,8 +85,23 @@ def margin(results: Results) -> float:
     return max(MARGIN, CRIPPLING * (mean(scores[0]) - mean(scores[1])))
 
 
+def defect(results: Results, label: str) -> float | None:
+    """How far the trained factors are from orthonormal columns; None where not measured, or where there are none."""
+    found: float | None = (results.merging(label).get("factors") or {}).get("defect_after")
+    return found
+
+
+def loose(results: Results) -> dict[str, float]:
+    """The constrained methods whose factors are not orthonormal, so that they say nothing, with their defects."""
+    defects = {label: found for label in constrained(results) if (found := defect(results, label)) is not None}
+    return {label: found for label, found in defects.items() if not found <= ORTHONORMAL}
+
+
 def judged(results: Results, label: str, reference: str, comparison: Comparison) -> str:
-    """``costs accuracy`` (surely more than the margin), ``does not cripple`` (surely less) or ``undecided``."""
+    """``costs accuracy`` (surely more than the margin), ``does not cripple`` (surely less), ``undecided``, or
+    ``not orthonormal``."""
+    if label in loose(results):
+        return LOOSE
     difference, bound = comparison.difference, -margin(results)
     if difference is None or difference.low is None or difference.high is None or not difference.half:
         return UNSURE
@@ -114,6 +130,7 @@ def orthogonality_table(results: Results) -> Table:
     columns = (
         METHOD,
         Column("constraint", "orthogonal", text, align="left"),
+        Column("defect", "defect", digits(2)),
         Column("rates", "rates", count),
         Column("seeds", "seeds", count),
         Column("accuracy", "accuracy", with_half(POINTS), "points", interval=True, place="terminal"),
@@ -133,7 +150,8 @@ def orthogonality_table(results: Results) -> Table:
     caption = (
         f"Methods with at least {RATES} searched rates and {SEEDS} final seeds. The control is U diag(s) V^T without "
         "penalty. Differences are paired by seed, with 95 % t-intervals. Best and median over the searched rates are "
-        "of one validation run each and have no interval."
+        "of one validation run each and have no interval. Defect: the largest ||X^T X - I|| of the trained factors, "
+        f"empty where it was not measured; above {ORTHONORMAL} the method is not judged."
     )
     return Table("orthogonality", "Constrained and unconstrained", caption, columns, rows, ((EDGE, EDGE_NOTE),))
 
@@ -149,6 +167,7 @@ def _row(
     return (
         Cell(label),
         Cell(what),
+        Cell(defect(results, label)),
         Cell(len({run.lr for run in results.of(label, "search")}), mark=EDGE if results.on_edge(label) else ""),
         Cell(len(results.outcomes(label))),
         mean_cell(results, label, "accuracy"),

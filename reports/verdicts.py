@@ -13,6 +13,7 @@ from reports.orthogonality import (
     COSTLY,
     FREE,
     MARGIN,
+    ORTHONORMAL,
     RATES,
     SEEDS,
     UNSURE,
@@ -20,6 +21,7 @@ from reports.orthogonality import (
     constrained,
     control,
     judged,
+    loose,
     lora,
     margin,
     median_over_rates,
@@ -97,17 +99,20 @@ def orthogonality_verdict(results: Results) -> Verdict | None:
         return None
     found = against(results, free)
     kinds = Counter(judged(results, label, free or "", comparison) for label, comparison in found.items())
+    counted = len(named) - len(loose(results))
     return Verdict(
         key="orthogonality",
         statement="Orthogonality cripples optimisation",
         short="orthogonality cripples optimisation",
-        word=_orthogonality_word(kinds, len(named)),
+        word=_orthogonality_word(kinds, counted),
         evidence=_orthogonality_evidence(results, found, free, plain_lora),
         rule=(
             f"At least {RATES} learning rates and {SEEDS} seeds for every method and for the unconstrained control, "
             f"paired by seed. Refuted for a method if the 95 % interval rules out a loss of {_margin(results)}; holds "
             "if the interval lies wholly beyond that loss and the method is worse after Holm's correction at 5 %; "
-            "otherwise undecided. A rate on the edge of its grid decides nothing against the method that has it."
+            "otherwise undecided. A rate on the edge of its grid decides nothing against the method that has it. "
+            f"Trained factors with a defect ||X^T X - I|| above {ORTHONORMAL} are not orthonormal, and their method is "
+            "left out."
         ),
     )
 
@@ -118,10 +123,10 @@ def _margin(results: Results) -> str:
 
 
 def _orthogonality_word(kinds: Counter[str], methods: int) -> str:
-    if kinds[FREE] == methods:
-        return "refuted"
     if not kinds[FREE] and not kinds[COSTLY]:
         return UNDECIDED
+    if kinds[FREE] == methods:
+        return "refuted"
     said = {"holds": kinds[COSTLY], "refuted": kinds[FREE], "undecided": methods - kinds[COSTLY] - kinds[FREE]}
     return f"{listed([f'{word} for {number}' for word, number in said.items() if number])} of {methods} methods"
 
@@ -132,7 +137,10 @@ def _orthogonality_evidence(
     said = [_comparisons(results, found, free)] if free else ["No control without constraint was measured."]
     if plain_lora:
         said.append(_comparisons(results, against(results, plain_lora), plain_lora))
-    middles = {k: m for k in constrained(results) if (m := median_over_rates(results, k)) is not None}
+    ends = [f"{label} ends at a defect of {significant(found)}" for label, found in loose(results).items()]
+    said += [f"{listed(ends)}: nothing is said about {'it' if len(ends) == 1 else 'them'}."] if ends else []
+    strict = (label for label in constrained(results) if label not in loose(results))
+    middles = {k: m for k in strict if (m := median_over_rates(results, k)) is not None}
     middle = median_over_rates(results, free) if free else None
     if middles and middle is not None:
         behind = sum(value < middle for value in middles.values())

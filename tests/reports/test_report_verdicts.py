@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,16 @@ from report_samples import all_records, diverged, family_records, family_suite, 
 
 from reports import load
 from reports.claims import opening
-from reports.orthogonality import COSTLY, FREE, UNSURE, constrained, control, judged as judgement, margin
+from reports.orthogonality import (
+    COSTLY,
+    FREE,
+    UNSURE,
+    constrained,
+    control,
+    judged as judgement,
+    margin,
+    orthogonality_table,
+)
 from reports.records import Results
 from reports.render import statements_markdown
 from reports.statistics import Comparison, Difference
@@ -253,6 +263,45 @@ def test_a_loss_must_lie_wholly_beyond_the_margin(folder, mean, half, verdict, w
     records = [record for record in family_records() if not record["key"].startswith("probe")]  # margin: one point
     comparison = Comparison(Difference(mean, half, 5, 0.01), verdict)
     assert judgement(family(folder, records), "stella", "usv free", comparison) == word
+
+
+def _with_defects(**defects: float | None) -> list[Record]:
+    records = family_records()
+    for record in records:
+        label = record["key"].split("-")[0]
+        if label in defects and "merging" in record["measures"]:
+            record["measures"]["merging"]["factors"]["defect_after"] = defects[label]
+    return records
+
+
+@pytest.mark.parametrize(
+    ("defects", "word"),
+    [
+        ({"polar": 0.5}, "holds for 1 and refuted for 3 of 4 methods"),
+        ({"polar": None, "stiefel": None}, "holds for 1 and refuted for 3 of 4 methods"),
+        ({"polar": 4.3}, "holds for 1 and refuted for 2 of 3 methods"),
+        ({"stiefel": 0.51}, "refuted"),
+        ({"polar": math.nan}, "holds for 1 and refuted for 2 of 3 methods"),
+        (dict.fromkeys(("polar", "stiefel", "stella", "usv penalty"), 4.3), "not decided by these records"),
+    ],
+)
+def test_factors_that_are_not_orthonormal_say_nothing(folder, defects, word):
+    found = {v.key: v for v in verdicts(family(folder, _with_defects(**defects)))}["orthogonality"]
+    assert found.word == word
+
+
+def test_a_method_left_out_is_named_and_shown(folder):
+    results = family(folder, _with_defects(polar=4.3))
+    (found,) = [v for v in verdicts(results) if v.key == "orthogonality"]
+    assert "polar ends at a defect of 4.3: nothing is said about it." in found.evidence
+    assert not any("polar" in sentence for sentence in found.evidence if sentence.startswith("Against"))
+    assert found.evidence[-1].startswith("At the median of the searched rates")
+    assert "of 3 lie below" in found.evidence[-1]
+    table = orthogonality_table(results)
+    columns = [column.key for column in table.columns]
+    rows = {str(row[0].value): dict(zip(columns, row, strict=True)) for row in table.rows}
+    assert (rows["polar"]["defect"].value, rows["polar"]["verdict"].value) == (4.3, "not orthonormal")
+    assert (rows["stiefel"]["defect"].value, rows["stella"]["defect"].value) == (1.4e-6, None)
 
 
 def test_a_method_that_diverged_is_not_free(folder):
