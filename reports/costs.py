@@ -105,8 +105,9 @@ def _latency_caption(speed: Json) -> str:
         known = (f"{bracketed(*bounds(noise[g]))} for {name}" for g, name in INPUTS.items() if noise.get(g))
         parts.append(f" Timed twice, its ratio with itself is {' and '.join(known)}.")
     parts.append(
-        " Adapted: the method as it trains. Folded: the exact low-rank pair computed once, two thin products. Merged: "
-        "the base's own products. The times are in the CSV file."
+        " Adapted: the method as it trains. Folded: the exact low-rank pair computed once, two thin products; "
+        "absent where the pair would be as wide as the layer. Merged: the base's own products. The times are in the "
+        "CSV file."
     )
     return "".join(parts)
 
@@ -127,5 +128,8 @@ def merge_cost_table(results: Results) -> Table:
     rows = tuple(
         (Cell(label), Cell(cost.get("seconds")), Cell(cost.get("extra_bytes"))) for label, cost in costs.items()
     )
-    caption = "All layers merged once. Extra memory: tensors at their highest, above what was there before."
+    caption = (
+        "All layers merged once: the median of a few rounds in a run that shares the machine, without an interval, so "
+        "an order of magnitude. Extra memory: tensors at their highest, above what was there before, measured once."
+    )
     return Table("merge_cost", "Cost of merging", caption, columns, rows)

@@ -8,6 +8,7 @@ from reports.records import Json, Results
 from reports.statistics import Bounded, paired_proportions
 from reports.table import EMPTY, Cell, Column, Table, digits, text, with_bounds, yes_no
 from reports.tables import METHOD, POINTS
+from reports.words import span
 
 EXACT = "float32"
 ROUNDINGS = ("nearest", "stochastic")
@@ -28,6 +29,15 @@ def values(results: Results, label: str, format: str) -> Json:
     """What was measured of one method in one format; empty without a measurement or if outputs overflowed."""
     found: Json = (results.merging(label).get("formats") or {}).get(format) or {}
     return {} if found.get("overflow") else found
+
+
+def on_layers(results: Results, part: str) -> str:
+    """A sentence on how many layers a part was measured; empty where the records do not say."""
+    counts = {count for label in results.labels if (count := results.merging(label).get(f"{part}_layers"))}
+    if not counts:
+        return ""
+    which = "the first and the last" if counts == {2} else "spread over the model"
+    return f"Measured on {span(counts)} layer{'s' * (counts != {1})} of each method, {which}."
 
 
 def accuracy_change(measured: Json, items: int) -> Bounded | None:
@@ -187,6 +197,9 @@ def deployments_table(results: Results) -> Table:
     )
     caption = (
         "Errors are distances from the logits of the adapter on the float32 base, divided by that adapter's effect: "
-        "quantising the base is part of them. The pair or adapter stays in float32 beside the quantised weight."
+        "quantising the base is part of them. The adapters were trained on the float32 base, so that keeping the pair "
+        "or adapter in float32 beside the quantised weight has an error too. Only the layers with an adapter differ "
+        "between the four ways, the rest of the model is quantised; merged into the original: those layers hold their "
+        "weight of before quantising."
     )
     return Table("deployments", "Adapters on a quantised base", caption, columns, rows)

@@ -13,7 +13,7 @@ from typing import Any
 import altair as alt
 
 from reports.drawing import HEIGHT, Figure, category, compose, dashes, inline, log_axis, log_ticks, tips
-from reports.merging import EXACT, ROUNDINGS, formats, values
+from reports.merging import EXACT, ROUNDINGS, formats, on_layers, values
 from reports.records import Results
 from reports.rounding import significant
 from reports.starts import STARTS, quantised_rows
@@ -63,6 +63,7 @@ def _survival(results: Results, key: str, title: str, kind: str, scale: float, y
         lines.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour, strokeDash=dash, tooltip=shown),
         *_marks(trained, x, y, colour),
     ]
+    caption = f"{caption} {on_layers(results, 'survival')}".rstrip()
     return compose(key, title, caption, f"{title}: {_said(curve)}.", layers, HEIGHT + 60)
 
 
@@ -173,7 +174,8 @@ def drift_figure(results: Results) -> Figure | None:
         ),
     ]
     restored = [row["value"] for row in rows if row["way"] == "restoring"]
-    caption = "Thin: each method; thick: their median. Both axes are logarithmic. " + _restoring(restored)
+    sentences = ("Thin: each method; thick: their median. Both axes are logarithmic.", on_layers(results, "drift"))
+    caption = " ".join(filter(None, (*sentences, _restoring(restored))))
     said = "; ".join(f"{r['format']} {r['way']} {significant(r['value'])} after {r['cycles']}" for r in _medians(drawn))
     return compose("drift", "Drift over merge cycles", caption, f"Drift: {said}. {_restoring(restored)}", layers)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reports.merging import formats
+from reports.merging import formats, on_layers
 from reports.records import Json, Results
 from reports.table import Cell, Column, Table, count, digits
 from reports.tables import METHOD
@@ -45,9 +45,10 @@ def drift_table(results: Results) -> Table:
     caption = (
         "Distance of the base's weights from where they were, divided by their norm, after so many times merging and "
         "unmerging. Subtraction computes the update again and takes it away, which leaves the rounding of every cycle. "
-        "Restoring puts a kept copy back; its column is the largest over all formats and numbers of cycles."
+        "Restoring puts a kept copy back; its column is the largest over all formats and numbers of cycles. "
+        + on_layers(results, "drift")
     )
-    return Table("drift", "Drift over merge cycles", caption, columns, tuple(rows))
+    return Table("drift", "Drift over merge cycles", caption.rstrip(), columns, tuple(rows))
 
 
 def factors_table(results: Results) -> Table:

@@ -79,7 +79,9 @@ def merging(label: str, accuracy: float = 0.775) -> dict[str, Any]:
         "relative_size": size,
         "formats": {name: in_format(label, name, accuracy) for name in FORMATS},
         "survival": survival(size) if size else None,
+        "survival_layers": 12 if size else 0,
         "drift": drift(size) if size else None,
+        "drift_layers": 2 if size else 0,
         "factors": factors(size) if label in PAIRS and size else None,
         "cost": {"seconds": 0.004 if label in PAIRS else 0.011, "extra_bytes": 2_359_296},
     }

@@ -75,6 +75,38 @@ def test_the_other_tables_follow_the_records(tmp_path):
     assert "latency" not in " ".join(column.key for column in tables["speed"].columns)
 
 
+def test_captions_say_on_how_many_layers(tmp_path):
+    records = all_records()
+    results = load(write_folder(tmp_path / "a", records))
+    drawn = figures(results)
+    first_and_last = "Measured on 2 layers of each method, the first and the last."
+    assert first_and_last in all_tables(results)["drift"].caption
+    assert first_and_last in drawn["drift"].caption
+    for key in ("survival", "survival_error"):
+        assert "Measured on 12 layers of each method, spread over the model." in drawn[key].caption
+    for record in records:
+        if record["key"].startswith("pissa") and "merging" in record["measures"]:
+            record["measures"]["merging"] |= {"survival_layers": 1, "drift_layers": 1}
+    drawn = figures(load(write_folder(tmp_path / "b", records)))
+    assert "Measured on 1 to 12 layers of each method" in drawn["survival"].caption
+    assert "Measured on 1 to 2 layers of each method, spread over the model." in drawn["drift"].caption
+    bare = load(write_folder(tmp_path / "c", without(records, "survival_layers", "drift_layers")))
+    assert "Measured on" not in figures(bare)["drift"].caption + all_tables(bare)["drift"].caption
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("deployments", "trained on the float32 base, so that keeping the pair"),
+        ("deployments", "the rest of the model is quantised"),
+        ("latency", "absent where the pair would be as wide as the layer"),
+        ("merge_cost", "an order of magnitude"),
+    ],
+)
+def test_captions_say_what_a_number_is_worth(tmp_path, key, words):
+    assert words in all_tables(load(write_folder(tmp_path, all_records())))[key].caption
+
+
 @pytest.mark.parametrize("parts", [*((part,) for part in PARTS), PARTS])
 def test_any_part_may_be_absent(tmp_path, parts):
     results = load(write_folder(tmp_path, without(all_records(), *parts)))
