@@ -6,44 +6,37 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
 from reports.costs import INPUTS, bounds, latency_of
-from reports.merging import EXACT, accuracy_change, values
+from reports.merging import EXACT, LOSSY, accuracy_change, paired, values
 from reports.records import Json, Results
 from reports.rounding import bracketed, significant
 from reports.tables import POINTS
-from reports.words import UNDECIDED, Verdict, named as in_words, percent
+from reports.words import UNDECIDED, Verdict, in_words, percent, refuted
 
 MERGED = 1e-4  # error of a merge in float32, relative to the adapter's effect, up to which it is exact
 LATENCY = 0.02  # how far from the base's a latency may lie and still be the same
 UNMERGED = ("adapted", "folded")
-LOSSY = ("bfloat16", "float16", "int8", "nf4")
 Ratio = tuple[float, float, float]  # median, low, high
-
-
-def svd_form(results: Results) -> list[str]:
-    """The methods whose update has an exact low-rank pair, which was measured."""
-    return [label for label in results.labels if results.merging(label).get("factors")]
 
 
 def merging_verdict(results: Results) -> Verdict | None:
     """Whether SVD-form updates can be merged, exactly in float32 and with what loss elsewhere; None if none was."""
     exact = {label: found for label in results.labels if "error" in (found := values(results, label, EXACT))}
     exact = {label: found for label, found in exact.items() if found["error"] is not None}
-    named = [label for label in svd_form(results) if label in exact]
+    named = [label for label in paired(results) if label in exact]
     if not named:
         return None
     held = [label for label in exact if _merges(results, label, exact[label])]
     passed = sum(label in held for label in named)
-    partly = f"refuted for {passed} of {len(named)} methods" if passed else "holds"
     return Verdict(
         key="merging",
         statement="An SVD-form update cannot be merged",
         short="they cannot be merged",
-        word="refuted" if passed == len(named) else partly,
+        word=refuted(passed, len(named)),
         evidence=tuple(_merging_evidence(results, exact, named, held)),
         rule=(
             "Refuted for a method if in float32 the distance of the merged from the adapted logits is below "
             f"{significant(MERGED, 1)} of the adapter's effect, and the 95 % interval of the paired difference in "
-            "accuracy includes 0."
+            "accuracy includes 0. Every update with an exact pair of less than full rank counts, LoRA's too."
         ),
     )
 
@@ -71,7 +64,7 @@ def _exact_merges(results: Results, exact: Mapping[str, Json], named: Sequence[s
     failing = [label for label in named if label not in held]
     passed = len(named) - len(failing)
     said = (
-        f"In float32, {passed} of {len(named)} methods with an exact low-rank pair pass. The largest error is "
+        f"In float32, {passed} of {len(named)} updates with an exact low-rank pair pass. The largest error is "
         f"{significant(exact[worst]['error'])} of the effect ({worst}; its logits change by "
         f"{significant(exact[worst].get('max_logit_change') or 0.0)} at most)"
     )
@@ -93,7 +86,7 @@ def _rounding_loss(results: Results, named: Sequence[str], format: str) -> str:
 
 def latency_verdict(results: Results) -> Verdict | None:
     """Whether SVD-form updates add latency once they are merged, and what they cost before; None if not measured."""
-    named = [k for k in svd_form(results) or results.labels if any(latency_of(results, k, g, "folded") for g in INPUTS)]
+    named = [k for k in paired(results) or results.labels if any(latency_of(results, k, g, "folded") for g in INPUTS)]
     places = [(label, given) for label in named for given in INPUTS]
     merged = {place: ratio for place in places if (ratio := _ratio(results, *place, "merged"))}
     together = {given: bounds(found) for given in INPUTS if (found := _measured(results, "latency_merged", given))}
@@ -110,7 +103,7 @@ def latency_verdict(results: Results) -> Verdict | None:
         rule=(
             f"The bounds are ±{100 * LATENCY:.0f} % of the base's latency, the intervals are of 95 %. True of merged "
             "models if their interval lies above, for one token or for a batch. True only while unmerged if both lie "
-            "within and at least one method with an exact low-rank pair, adapted or folded, has an interval above. "
+            "within and at least one update with an exact low-rank pair, adapted or folded, has an interval above. "
             "Refuted if all of these lie within too; otherwise not decided. In every round, the median of all merged "
             "models is compared with the base."
         ),
@@ -154,7 +147,7 @@ def _merged_latency(results: Results, merged: Mapping[tuple[str, str], Ratio], t
     return (
         f"Merged models take {' and '.join(said)}"
         + (f" (the base against itself: {' and '.join(known)})" if known else "")
-        + f"; of the {len(merged)} intervals of single methods, {inside} lie within the bounds."
+        + f"; of the {len(merged)} intervals of updates with an exact low-rank pair, {inside} lie within the bounds."
     )
 
 

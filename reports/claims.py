@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from reports.records import Results
 from reports.rounding import bracketed, plus_minus
 from reports.tables import EDGE, POINTS, best_method, comparisons, main_table, mean_cell, unbeaten_probe
-from reports.verdicts import in_one_sentence, verdicts
-from reports.words import MANY, listed, named, span
+from reports.verdicts import in_one_sentence
+from reports.words import MANY, Verdict, in_words, listed, span
 
 
-def opening(results: Results) -> list[str]:
+def opening(results: Results, verdicts: Sequence[Verdict]) -> list[str]:
     """The sentences a report opens with: what was compared, who is better, what it costs, and what weakens it."""
     sentences = [_what_was_compared(results), _best(results), _against_baseline(results), _probe(results)]
-    sentences += [_step_time(results), in_one_sentence(verdicts(results)), _edges(results), _unscored(results)]
+    sentences += [_step_time(results), in_one_sentence(verdicts), _edges(results), _unscored(results)]
     sentences += [_mixed_sources(results)]
     if gaps := missing(results):
         sentences.append(f"The comparison is not complete: {'; '.join(gaps)}.")
@@ -65,7 +65,7 @@ def _against_baseline(results: Results) -> str:
     if len(groups["not separated"]) == len(verdicts) > MANY:
         none = f"None of the other {len(verdicts)} methods is separated from {results.baseline}"
         return f"{none} (paired by seed, Holm-corrected at 5 %)."
-    parts = [f"{named(names, 'methods')} {_be(names)} {kind}" for kind, names in groups.items() if names]
+    parts = [f"{in_words(names, 'methods')} {_be(names)} {kind}" for kind, names in groups.items() if names]
     return f"Against {results.baseline}, {'; '.join(parts)} (paired by seed, Holm-corrected at 5 %)."
 
 
@@ -74,7 +74,7 @@ def _probe(results: Results) -> str:
     if not unbeaten:
         return ""
     do = "does" if len(unbeaten) == 1 else "do"
-    return f"{named(unbeaten, 'methods')} {do} not beat the probe, which trains the task head alone."
+    return f"{in_words(unbeaten, 'methods')} {do} not beat the probe, which trains the task head alone."
 
 
 def _step_time(results: Results) -> str:
@@ -95,7 +95,7 @@ def _edges(results: Results) -> str:
         return ""
     rate, lie = ("learning rate", "lies") if len(edged) == 1 else ("learning rates", "lie")
     where = "on the edge of the searched grid: a wider one may do better"
-    return f"The chosen {rate} of {named(edged, 'methods')} {lie} {where}."
+    return f"The chosen {rate} of {in_words(edged, 'methods')} {lie} {where}."
 
 
 def _unscored(results: Results) -> str:

@@ -10,7 +10,8 @@ from reports.table import EMPTY, Cell, Column, Table, digits, text, with_bounds,
 from reports.tables import METHOD, POINTS
 from reports.words import span
 
-EXACT = "float32"
+FORMATS = ("float32", "bfloat16", "float16", "int8", "nf4")  # of stored weights; the first loses nothing
+EXACT, *LOSSY = FORMATS
 ROUNDINGS = ("nearest", "stochastic")
 SERVED = {  # ways to serve an adapter on a quantised base
     "beside": "beside the quantised weight",
@@ -38,6 +39,11 @@ def on_layers(results: Results, part: str) -> str:
         return ""
     which = "the first and the last" if counts == {2} else "spread over the model"
     return f"Measured on {span(counts)} layer{'s' * (counts != {1})} of each method, {which}."
+
+
+def paired(results: Results) -> list[str]:
+    """The methods whose update has an exact low-rank pair, of less than full rank, which was measured."""
+    return [label for label in results.labels if results.merging(label).get("factors")]
 
 
 def accuracy_change(measured: Json, items: int) -> Bounded | None:

@@ -13,7 +13,7 @@ from typing import Any
 import altair as alt
 
 from reports.drawing import HEIGHT, Figure, category, compose, dashes, inline, log_axis, log_ticks, tips
-from reports.merging import EXACT, ROUNDINGS, formats, on_layers, values
+from reports.merging import EXACT, FORMATS, ROUNDINGS, formats, on_layers, values
 from reports.records import Results
 from reports.rounding import significant
 from reports.starts import STARTS, quantised_rows
@@ -21,7 +21,6 @@ from reports.table import plain
 from reports.weights import drift_of
 
 Rows = list[dict[str, Any]]
-FORMATS = ("float32", "bfloat16", "float16", "int8", "nf4")  # each has its colour, whichever are measured
 READABLE = 0.09  # decades between two names of methods, below which the second is left to its tooltip
 
 

@@ -8,18 +8,21 @@ control's is none.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from statistics import mean, median
 
 from reports.records import Results
+from reports.rounding import fixed, plus_minus, significant
 from reports.statistics import Comparison, compare_with
 from reports.table import EMPTY, Cell, Column, Table, count, digits, text, with_half
 from reports.tables import EDGE, EDGE_NOTE, METHOD, POINTS, mean_cell
+from reports.words import MANY, UNDECIDED, Verdict, listed
 
 RATES, SEEDS = 6, 5  # of each method, for its comparison to count
 CRIPPLING = 1 / 3  # of what the control gains over the probe: a method that loses so much is crippled
 MARGIN = 0.01  # accuracy that may be lost where no probe says what there is to gain
-ORTHONORMAL = 0.5  # worst ||X^T X - I|| of the trained factors up to which a constraint counts as one
+ORTHONORMAL = 0.5  # worst ||X^T X - I||_F of the trained factors up to which a constraint counts as one
 COSTLY, UNSURE, FREE, LOOSE = "costs accuracy", "undecided", "does not cripple", "not orthonormal"
 CONTROL = "usv_penalty"  # with a penalty of weight zero
 CONSTRAINED = {  # method -> what is orthogonal in it, and how it stays so
@@ -98,8 +101,7 @@ def loose(results: Results) -> dict[str, float]:
 
 
 def judged(results: Results, label: str, reference: str, comparison: Comparison) -> str:
-    """``costs accuracy`` (surely more than the margin), ``does not cripple`` (surely less), ``undecided``, or
-    ``not orthonormal``."""
+    """``costs accuracy`` (more than the margin), ``does not cripple`` (less), ``undecided`` or ``not orthonormal``."""
     if label in loose(results):
         return LOOSE
     difference, bound = comparison.difference, -margin(results)
@@ -150,7 +152,7 @@ def orthogonality_table(results: Results) -> Table:
     caption = (
         f"Methods with at least {RATES} searched rates and {SEEDS} final seeds. The control is U diag(s) V^T without "
         "penalty. Differences are paired by seed, with 95 % t-intervals. Best and median over the searched rates are "
-        "of one validation run each and have no interval. Defect: the largest ||X^T X - I|| of the trained factors, "
+        "of one validation run each and have no interval. Defect: the largest ||X^T X - I||_F of the trained factors, "
         f"empty where it was not measured; above {ORTHONORMAL} the method is not judged."
     )
     return Table("orthogonality", "Constrained and unconstrained", caption, columns, rows, ((EDGE, EDGE_NOTE),))
@@ -182,3 +184,78 @@ def _row(
 def _difference(comparison: Comparison | None) -> Cell:
     difference = comparison.difference if comparison else None
     return EMPTY if difference is None else Cell(difference.mean, difference.low, difference.high)
+
+
+def orthogonality_verdict(results: Results) -> Verdict | None:
+    """Whether constrained methods lose accuracy against the control; None unless some had enough rates and seeds."""
+    named, free, plain_lora = constrained(results), control(results), lora(results)
+    if not named or (free is None and plain_lora is None):
+        return None
+    found = against(results, free)
+    kinds = Counter(judged(results, label, free or "", comparison) for label, comparison in found.items())
+    return Verdict(
+        key="orthogonality",
+        statement="Orthogonality cripples optimisation",
+        short="orthogonality cripples optimisation",
+        word=_orthogonality_word(kinds, len(named) - len(loose(results))),
+        evidence=_orthogonality_evidence(results, found, free, plain_lora),
+        rule=(
+            f"At least {RATES} learning rates and {SEEDS} seeds for every method and for the unconstrained control, "
+            f"paired by seed. Refuted for a method if the 95 % interval rules out a loss of {_margin(results)}; holds "
+            "if the interval lies wholly beyond that loss and the method is worse after Holm's correction at 5 %; "
+            "otherwise undecided. A rate on the edge of its grid decides nothing against the method that has it. "
+            f"Left out: methods whose trained factors have a defect ||X^T X - I||_F above {ORTHONORMAL}."
+        ),
+    )
+
+
+def _margin(results: Results) -> str:
+    points = f"{fixed(margin(results) * POINTS, 1)} points"
+    return points if margin(results) == MARGIN else f"{points}, a third of what the control gains over the probe"
+
+
+def _orthogonality_word(kinds: Counter[str], methods: int) -> str:
+    if not kinds[FREE] and not kinds[COSTLY]:
+        return UNDECIDED
+    if kinds[FREE] == methods:
+        return "refuted"
+    said = {"holds": kinds[COSTLY], "refuted": kinds[FREE], "undecided": methods - kinds[COSTLY] - kinds[FREE]}
+    return f"{listed([f'{word} for {number}' for word, number in said.items() if number])} of {methods} methods"
+
+
+def _orthogonality_evidence(
+    results: Results, found: dict[str, Comparison], free: str | None, plain_lora: str | None
+) -> tuple[str, ...]:
+    said = [_comparisons(results, found, free)] if free else ["No control without constraint was measured."]
+    said += [_comparisons(results, against(results, plain_lora), plain_lora)] if plain_lora else []
+    ends = [f"{label} ends at a defect of {significant(end)}" for label, end in loose(results).items()]
+    said += [f"{listed(ends)}: nothing is said about {'it' if len(ends) == 1 else 'them'}."] if ends else []
+    said += [_at_the_median(results, free)] if free else []
+    return tuple(filter(None, said))
+
+
+def _at_the_median(results: Results, free: str) -> str:
+    strict = (label for label in constrained(results) if label not in loose(results))
+    middles = [found for label in strict if (found := median_over_rates(results, label)) is not None]
+    middle = median_over_rates(results, free)
+    if not middles or middle is None:
+        return ""
+    return (
+        "At the median of the searched rates (one validation run each, without an interval), "
+        f"{sum(found < middle for found in middles)} of {len(middles)} lie below the control's "
+        f"{fixed(middle * POINTS, 1)} points."
+    )
+
+
+def _comparisons(results: Results, found: dict[str, Comparison], reference: str) -> str:
+    parts = []
+    kinds = {label: judged(results, label, reference, comparison) for label, comparison in found.items()}
+    for kind in (COSTLY, UNSURE, FREE):
+        known = {k: c.difference for k, c in found.items() if kinds[k] == kind and c.difference is not None}
+        if len(known) > MANY:
+            widest = max(difference.half or 0.0 for difference in known.values())
+            parts.append(f"{kind} for {len(known)} methods (half-widths up to {fixed(widest * POINTS, 1)} points)")
+        elif known:
+            numbers = (f"{k} {plus_minus(d.mean * POINTS, (d.half or 0.0) * POINTS, True)}" for k, d in known.items())
+            parts.append(f"{kind}: {', '.join(numbers)} points")
+    return f"Against {reference}, at the best rate of each: {'; '.join(parts)}." if parts else ""

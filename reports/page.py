@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -15,10 +15,10 @@ from reports.provenance import protocol, provenance
 from reports.records import Results
 from reports.render import STATEMENTS, to_csv, to_latex, to_markdown
 from reports.table import Table, plain, shown
-from reports.verdicts import verdicts
+from reports.words import Verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
-FORMATS = (
+DOWNLOADS = (
     ("CSV", "csv", "text/csv", to_csv),
     ("LaTeX", "tex", "text/x-tex", to_latex),
     ("Markdown", "md", "text/markdown", to_markdown),
@@ -27,7 +27,8 @@ FORMATS = (
 
 def page(
     results: Results,
-    sentences: list[str],
+    sentences: Sequence[str],
+    verdicts: Sequence[Verdict],
     tables: Mapping[str, Table],
     figures: Mapping[str, Figure],
     drawings: Mapping[str, str],
@@ -36,6 +37,7 @@ def page(
 
     Args:
         sentences: what may be claimed, in words.
+        verdicts: on the statements, all that the records allow.
         tables, figures: by key; a section whose table or figure is absent says so.
         drawings: the figures as SVG documents, by the same keys.
     """
@@ -53,7 +55,7 @@ def page(
         labels=results.labels,
         sentences=sentences,
         statements=STATEMENTS,
-        verdicts=verdicts(results),
+        verdicts=verdicts,
         missing=missing(results),
         tables=tables,
         figures=figures,
@@ -69,5 +71,5 @@ def page(
 def downloads(table: Table) -> list[tuple[str, str, str]]:
     """(format, file name, address) of the table in every format."""
     return [
-        (name, f"{table.key}.{end}", data_uri(f"{kind};charset=utf-8", to(table))) for name, end, kind, to in FORMATS
+        (name, f"{table.key}.{end}", data_uri(f"{kind};charset=utf-8", to(table))) for name, end, kind, to in DOWNLOADS
     ]

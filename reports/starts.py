@@ -1,13 +1,16 @@
-"""The tables about where training starts: every method's distance from the base, and starts on a quantised base."""
+"""Where training starts: every method's distance from the base, the verdict on it, and starts on a quantised base."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 
+from reports.merging import paired
 from reports.records import Json, Results
+from reports.rounding import plus_minus, significant
 from reports.table import Cell, Column, Table, count, digits, text, with_half, yes_no
 from reports.tables import METHOD, POINTS, mean_cell
+from reports.words import MANY, Verdict, refuted
 
 PRESERVING = 1e-5  # largest logit change at the start, relative to the largest logit, that counts as none
 STARTS = {"qlora": "QLoRA", "loftq": "LoftQ", "qpissa": "QPiSSA"}
@@ -88,3 +91,43 @@ def quantised_table(results: Results) -> Table:
         "singular directions."
     )
     return Table("quantised", "Starts on a quantised base", caption, columns, rows)
+
+
+def start_verdict(results: Results) -> Verdict | None:
+    """Whether the start destroys the pretrained function; the probe, which changes nothing, is left out."""
+    starts = {k: start for k in results.labels if k != results.probe and (start := start_of(results, k))}
+    if not starts:
+        return None
+    moved = [label for label in starts if not change_of(starts[label]) < PRESERVING]
+    pairs = [label for label in paired(results) if label in starts]
+    named, form = pairs or list(starts), "updates with an exact low-rank pair" if pairs else "methods"
+    still = sum(label not in moved for label in named)
+    evidence = [f"{still} of {len(named)} {form} start at the pretrained function."]
+    if others := [label for label in starts if label not in named]:
+        evidence.append(f"Of other methods, {sum(label not in moved for label in others)} of {len(others)} do.")
+    if moved and len(moved) <= MANY:
+        evidence.append(f"Not so: {'; '.join(_moved(results, label, starts[label]) for label in moved)}.")
+    elif moved:
+        evidence.append(f"Not so: {len(moved)} methods, in the table of starts.")
+    return Verdict(
+        key="start",
+        statement="The start of an SVD-form update destroys the pretrained function",
+        short="their start destroys the pretrained function",
+        word=refuted(still, len(named)),
+        evidence=tuple(evidence),
+        rule=(
+            "A start preserves the function if in float32 no logit changes by more than "
+            f"{significant(PRESERVING, 1)} of the largest logit, before any training and with the same head."
+        ),
+    )
+
+
+def _moved(results: Results, label: str, start: Json) -> str:
+    said = [f"relative change {significant(change_of(start))}"]
+    losses = [loss for name in ("loss_base", "loss_start") if (loss := start.get(name)) is not None]
+    said += [f"loss {' to '.join(significant(loss, 3) for loss in losses)}"] if len(losses) == 2 else []
+    cell = mean_cell(results, label, "accuracy")
+    if isinstance(cell.value, float):
+        half = None if cell.half is None else cell.half * POINTS
+        said.append(f"and it ends at {plus_minus(cell.value * POINTS, half)} points")
+    return f"{label} ({', '.join(said)})"

@@ -28,9 +28,16 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def named(names: Sequence[str], what: str) -> str:
+def in_words(names: Sequence[str], what: str) -> str:
     """The names, or how many ``what`` there are if a sentence cannot hold them."""
     return listed(names) if len(names) <= MANY else f"{len(names)} {what}"
+
+
+def refuted(held: int, of: int) -> str:
+    """The word on a statement which some of the methods refute."""
+    if held == of:
+        return "refuted"
+    return f"refuted for {held} of {of} methods" if held else "holds"
 
 
 def percent(share: float) -> str:

@@ -21,6 +21,7 @@ from reports.table import Table, plain
 from reports.tables import main_table, methods_table, rates_table, unscored_table
 from reports.verdicts import verdicts
 from reports.weights import drift_table, factors_table
+from reports.words import Verdict
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ def write_report(directory: Path) -> Report:
         UnusableResults: a file of the folder is missing or damaged; nothing is written then.
     """
     results = load(directory)
-    sentences, tables = opening(results), all_tables(results)
-    files = [(directory / name, text) for name, text in contents(results, sentences, tables)]
+    judged, tables = verdicts(results), all_tables(results)
+    sentences = opening(results, judged)
+    files = [(directory / name, text) for name, text in contents(results, sentences, judged, tables)]
     for path, text in files:
         write_atomically(path, text)
     return Report(tuple(sentences), tables, tuple(path for path, _ in files))
@@ -76,7 +78,9 @@ def all_tables(results: Results) -> dict[str, Table]:
     return {table.key: table for table in made if table is not None and table.rows}
 
 
-def contents(results: Results, sentences: list[str], tables: dict[str, Table]) -> Iterator[tuple[str, str]]:
+def contents(
+    results: Results, sentences: list[str], judged: list[Verdict], tables: dict[str, Table]
+) -> Iterator[tuple[str, str]]:
     """(file name, text) of every file of the report."""
     from reports.drawing import svg  # altair is slow to import: those who only read records do without it
     from reports.figures import figures
@@ -86,9 +90,8 @@ def contents(results: Results, sentences: list[str], tables: dict[str, Table]) -
     drawings = {key: svg(figure) for key, figure in charts.items()}
     head = f"# {escape_markdown(str(results.suite.get('name', 'Report')))}\n\n"
     said = "".join(f"- {escape_markdown(sentence)}\n" for sentence in sentences)
-    judged = statements_markdown(verdicts(results))
-    yield "report.html", page(results, sentences, tables, charts, drawings)
-    yield "table.md", "\n".join([head + said, *judged, *map(to_markdown, tables.values())])
+    yield "report.html", page(results, sentences, judged, tables, charts, drawings)
+    yield "table.md", "\n".join([head + said, *statements_markdown(judged), *map(to_markdown, tables.values())])
     yield "table.tex", "\n".join(map(to_latex, tables.values()))
     for key, table in tables.items():
         yield ("table.csv" if key == "main" else f"table_{key}.csv"), to_csv(table)

@@ -13,6 +13,7 @@ from reports.claims import opening
 from reports.figures import figures
 from reports.page import page
 from reports.records import Results, load
+from reports.verdicts import verdicts
 from reports.write import all_tables
 
 COPIES = [f"lora of rank {rank}" for rank in range(16, 26)]
@@ -69,7 +70,7 @@ def test_eight_methods_still_stand_at_their_parameter_counts(tmp_path: Path) -> 
 
 
 def test_sentences_do_not_list_dozens(results: Results) -> None:
-    said = opening(results)
+    said = opening(results, verdicts(results))
     assert said[0].startswith(
         "18 methods were compared on trec50 with minilm: each ran at one learning rate, which the"
     )
@@ -84,7 +85,7 @@ def test_a_method_on_layers_of_its_own_keeps_its_records(results: Results) -> No
 
 def test_the_page_names_what_it_draws(results: Results) -> None:
     made = figures(results)
-    written = page(results, opening(results), all_tables(results), made, dict.fromkeys(made, "<svg></svg>"))
+    written = page(results, [], [], all_tables(results), made, dict.fromkeys(made, "<svg></svg>"))
     assert "<h2>Score</h2>" in written
     assert "it takes runs at more than one rate a method" in written
     assert "Score against parameters" not in written

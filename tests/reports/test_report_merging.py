@@ -20,6 +20,7 @@ from reports.records import Results
 from reports.render import to_csv, to_latex, to_markdown
 from reports.table import Cell, Table
 from reports.tables import main_table
+from reports.verdicts import verdicts
 from reports.write import all_tables
 
 PARTS = ("survival", "drift", "factors", "cost", "relative_size")
@@ -114,14 +115,14 @@ def test_any_part_may_be_absent(tmp_path, parts):
     assert {"merging", "merging_full"} <= tables.keys()
     assert not {"drift", "factors"} & set(parts) & tables.keys()
     assert all(render(table) for table in tables.values() for render in (to_markdown, to_latex, to_csv))
-    assert opening(results)
+    assert opening(results, verdicts(results))
 
 
 def test_without_curves_there_are_no_figures_of_merging(tmp_path):
     results = load(write_folder(tmp_path, without(all_records(), *PARTS)))
     drawn = figures(results)
     assert not {"survival", "survival_error", "drift"} & drawn.keys()
-    written = page(results, opening(results), all_tables(results), drawn, dict.fromkeys(drawn, "<svg></svg>"))
+    written = page(results, [], [], all_tables(results), drawn, dict.fromkeys(drawn, "<svg></svg>"))
     assert "What survives rounding" not in written
     assert "Merging in every format" in written
 
@@ -201,7 +202,7 @@ def test_what_is_missing_follows_the_entry(tmp_path):
 
 def test_own_rates_and_seeds_are_said(tmp_path):
     results = family(tmp_path)
-    assert opening(results)[0] == (
+    assert opening(results, verdicts(results))[0] == (
         "8 methods were compared on trec50 with minilm: the learning rate of 6 was chosen among 6 on validation data "
         "(2 ran at the one which the suite gives), and only runs with fresh seeds (2 to 5 a method) on test data are "
         "reported."
@@ -222,4 +223,4 @@ def test_one_rate_for_all_has_no_search(tmp_path):
     assert missing(results) == []
     assert dict(protocol(results))["Search"] == "none"
     assert dict(protocol(results))["Learning-rate grid"] == "one given rate; LoRA's centre 0.005"
-    assert not any("edge of the searched grid" in sentence for sentence in opening(results))
+    assert not any("edge of the searched grid" in sentence for sentence in opening(results, verdicts(results)))

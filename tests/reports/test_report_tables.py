@@ -16,6 +16,7 @@ from reports.claims import missing, opening
 from reports.render import escape_latex, escape_markdown, to_csv, to_latex, to_markdown, to_rich
 from reports.table import Cell, Column, Table, text
 from reports.tables import main_table
+from reports.verdicts import verdicts
 from reports.write import all_tables
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -77,7 +78,7 @@ def test_a_method_that_does_not_beat_the_probe_says_so(tmp_path):
     results = results_of(tmp_path, all_records())
     assert cells(main_table(results), "stiefel")["remark"].value == "does not beat the probe"
     assert cells(main_table(results), "full")["remark"].value == ""
-    assert any("stiefel does not beat the probe" in sentence for sentence in opening(results))
+    assert any("stiefel does not beat the probe" in sentence for sentence in opening(results, verdicts(results)))
 
 
 def test_csv_holds_the_raw_numbers(tmp_path):
@@ -130,8 +131,9 @@ def test_one_seed_claims_nothing(tmp_path):
     row = cells(main_table(results), "full")
     assert (row["accuracy"].low, row["difference"].value, row["verdict"].value) == (None, None, None)
     assert row["difference"].mark == "‡"
-    assert any("one seed gives no interval" in sentence for sentence in opening(results))
-    assert not any("is better than" in sentence or "Against" in sentence for sentence in opening(results))
+    said = opening(results, verdicts(results))
+    assert any("one seed gives no interval" in sentence for sentence in said)
+    assert not any("is better than" in sentence or "Against" in sentence for sentence in said)
 
 
 def test_diverged_seeds_stay_visible(tmp_path):
@@ -166,7 +168,7 @@ def test_a_half_done_suite_is_reported(tmp_path, kept):
     results = results_of(tmp_path, all_records()[:kept])
     assert len(main_table(results).rows) == len(METHODS)
     assert "speed is not measured" in missing(results)
-    assert any("not complete" in sentence for sentence in opening(results))
+    assert any("not complete" in sentence for sentence in opening(results, verdicts(results)))
     for table in all_tables(results).values():
         assert all(render(table) for render in (to_markdown, to_latex, to_csv))
 

@@ -14,7 +14,7 @@ import pytest
 from merging_samples import spread
 from report_samples import all_records, diverged, family_records, family_suite, suite, write_folder
 
-from reports import load
+from reports import load, write
 from reports.claims import opening
 from reports.orthogonality import (
     COSTLY,
@@ -30,7 +30,7 @@ from reports.records import Results
 from reports.render import statements_markdown
 from reports.statistics import Comparison, Difference
 from reports.verdicts import in_one_sentence, verdicts
-from reports.words import Verdict
+from reports.words import Verdict, refuted
 
 GOLDEN = Path(__file__).parent / "golden"
 Record = dict[str, Any]
@@ -72,8 +72,9 @@ def test_golden(folder):
 
 def test_the_opening_has_them_in_one_sentence(folder):
     results = family(folder)
-    (said,) = [sentence for sentence in opening(results) if sentence.startswith("Of SVD-form updates")]
-    assert said == in_one_sentence(verdicts(results))
+    found = verdicts(results)
+    (said,) = [sentence for sentence in opening(results, found) if sentence.startswith("Of SVD-form updates")]
+    assert said == in_one_sentence(found)
     assert "that they cannot be merged: refuted;" in said
     assert said.endswith("orthogonality cripples optimisation: holds for 1 and refuted for 3 of 4 methods.")
 
@@ -85,6 +86,21 @@ def test_nothing_measured_nothing_said(folder):
     assert in_one_sentence([]) == ""
     assert statements_markdown([]) == []
     assert judged(folder / "none", []) == {}
+
+
+@pytest.mark.parametrize(("held", "word"), [(3, "refuted"), (2, "refuted for 2 of 3 methods"), (0, "holds")])
+def test_the_word_says_for_how_many(held, word):
+    assert refuted(held, 3) == word
+
+
+def test_a_report_judges_once(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(write, "verdicts", lambda results: asked.append(results) or verdicts(results))
+    report = write.write_report(write_folder(folder, family_records(), family_suite()))
+    assert len(asked) == 1
+    assert in_one_sentence(verdicts(asked[0])) in report.sentences
+    for name in ("report.html", "table.md"):
+        assert "Orthogonality cripples optimisation" in (folder / name).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -171,7 +187,7 @@ def test_one_noisy_method_decides_nothing(folder):
 
     found = judged(folder, _speed(all_records(), edit))["latency"]
     assert found.word == "holds only while unmerged"
-    assert "of the 10 intervals of single methods, 8 lie within the bounds" in found.evidence[0]
+    assert "of the 10 intervals of updates with an exact low-rank pair, 8 lie within the bounds" in found.evidence[0]
 
 
 def _speed(records: list[Record], edit: Change) -> list[Record]:
@@ -288,6 +304,13 @@ def _with_defects(**defects: float | None) -> list[Record]:
 def test_factors_that_are_not_orthonormal_say_nothing(folder, defects, word):
     found = {v.key: v for v in verdicts(family(folder, _with_defects(**defects)))}["orthogonality"]
     assert found.word == word
+
+
+def test_with_all_methods_left_out_only_that_is_said(folder):
+    every = dict.fromkeys(("usv penalty", "stiefel", "stella", "polar"), 4.3)
+    found = {v.key: v for v in verdicts(family(folder, _with_defects(**every)))}["orthogonality"]
+    (said,) = found.evidence
+    assert said.endswith("and polar ends at a defect of 4.3: nothing is said about them.")
 
 
 def test_a_method_left_out_is_named_and_shown(folder):
