@@ -96,6 +96,8 @@ def latency_table(results: Results) -> Table:
 def _latency_caption(speed: Json) -> str:
     rounds = f"Medians of {speed.get('latency_rounds')} interleaved rounds"
     parts = [f"{rounds}; ratios to the base are formed within a round, with 95 % intervals."]
+    if rows := speed.get("latency_rows"):
+        parts.append(f" A batch is {rows} rows of {speed.get('tokens')} tokens.")
     if base := speed.get("base_latency"):
         taken = (
             f"{significant(base[g]['median'] * MILLI, 3)} ms for {name}" for g, name in INPUTS.items() if base.get(g)

@@ -104,7 +104,8 @@ def _result(
     memory = {label: step_memory(c.trainer, batch, device) for label, c in contestants.items()}
     adapted = {label: (c.trainer.model, c.trainer.variant) for label, c in contestants.items()}
     # Last: it takes the models out of training.
-    passes = latency(adapted, floor.model, batch, run.speed.latency_rounds, run.training.precision, device)
+    rows = random_batch(run.speed.latency_batch_size, run.speed.tokens, floor.model.encoder, classes=2).to(device)
+    passes = latency(adapted, floor.model, rows, run.speed.latency_rounds, run.training.precision, device)
     again = interval(totals["\0again"] / totals["\0floor"])
 
     def phases(label: str) -> dict[str, Any]:
@@ -138,6 +139,7 @@ def _result(
         "latency_noise": passes["noise"],
         "latency_merged": passes["merged"],
         "latency_rounds": passes["rounds"],
+        "latency_rows": run.speed.latency_batch_size,
         "methods": methods,
         "seconds": {phase: sum(sum(p.get(phase, [])) for p in laps.values()) for phase in PHASES},
     }

@@ -23,6 +23,7 @@ from variants.core import (
     Tensors,
     Variant,
     activate,
+    adapter_state,
     attach,
     create,
     detach,
@@ -222,6 +223,8 @@ def test_what_is_not_adapted_may_differ(tmp_path: Path) -> None:
     with torch.no_grad():
         other.head.weight.zero_()
     load(other, tmp_path / "a")
+    assert adapter_state(other).keys() == adapter_state(model).keys()
+    assert not bool(other.head.weight.any())
 
 
 # ---- what is written ------------------------------------------------------------------------------------------------
