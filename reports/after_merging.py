@@ -105,7 +105,7 @@ def latency_verdict(results: Results) -> Verdict | None:
             "models if their interval lies above, for one token or for a batch. True only while unmerged if both lie "
             "within and at least one update with an exact low-rank pair, adapted or folded, has an interval above. "
             "Refuted if all of these lie within too; otherwise not decided. In every round, the median of all merged "
-            "models is compared with the base."
+            "models is compared with that of as many unmerged copies of the base."
         ),
     )
 
@@ -146,7 +146,7 @@ def _merged_latency(results: Results, merged: Mapping[tuple[str, str], Ratio], t
     known = [f"{bracketed(*ratio)} for {INPUTS[given]}" for given, ratio in noise.items()]
     return (
         f"Merged models take {' and '.join(said)}"
-        + (f" (the base against itself: {' and '.join(known)})" if known else "")
+        + (f" (those copies against themselves: {' and '.join(known)})" if known else "")
         + f"; of the {len(merged)} intervals of updates with an exact low-rank pair, {inside} lie within the bounds."
     )
 

@@ -105,7 +105,8 @@ def _latency_caption(speed: Json) -> str:
         parts.append(f" The base takes {' and '.join(taken)}.")
     if noise := speed.get("latency_noise"):
         known = (f"{bracketed(*bounds(noise[g]))} for {name}" for g, name in INPUTS.items() if noise.get(g))
-        parts.append(f" Timed twice, its ratio with itself is {' and '.join(known)}.")
+        rounds = f"in {n} rounds" if (n := speed.get("latency_pooled_rounds")) else ""
+        parts.append(f" Copies of it timed twice {rounds} are to themselves as {' and '.join(known)}.")
     parts.append(
         " Adapted: the method as it trains. Folded: the exact low-rank pair computed once, two thin products; "
         "absent where the pair would be as wide as the layer. Merged: the base's own products. The times are in the "

@@ -3,13 +3,15 @@
 All models take their turn in every round, in an order drawn anew, so that drift of the machine cancels in the ratios to
 the base, which are formed within a round. The base runs several times in a round: a single pass is noisier than what is
 to be told apart. Merged models are plain ones, whatever the method: pooled over the methods they say more than each.
+For that they have rounds of their own, beside as many unmerged twins: the base, with its adapted layers copied to new
+memory as those of the merged model were.
 """
 
 from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ from variants.core.host import hosts
 
 KINDS = ("adapted", "folded", "merged")
 BASES = tuple(("", f"base {i}") for i in range(8))  # the base's turns in a round
-HALF = len(BASES) // 2
+POOLED_ROUNDS = 2  # rounds of the merged models and their twins, for each round of all forms
 Which = tuple[str, str]  # label and kind
 Seconds = Mapping[Which, np.ndarray]  # one number a round
 
@@ -47,39 +49,51 @@ def latency(
         base: the same model without any.
 
     Returns:
-        rounds; base: seconds by shape, ``token`` or ``batch``; noise: by shape, the ratio of the base's first turns in
-        a round to its last; merged: by shape, the ratio to the base of the median merged model of a round, where only
-        methods with adapters on layers count: the others have nothing to merge; methods: label -> shape -> kind ->
-        seconds and ratio to the base, or None where there is no such form. ``adapted``: as it trains. ``folded``: its
-        exact low-rank pair, scale and diagonal multiplied in beforehand, as two thin products beside the base; where
-        the pair has a layer's full rank they are not thin, and there is no such form. ``merged``: a plain model with
-        the effective weights. Intervals as in ``interval``.
+        rounds; base: seconds by shape, ``token`` or ``batch``; merged: by shape, the ratio of the median merged model
+        of a round to the median twin, where only methods with adapters on layers count: the others have nothing to
+        merge; noise: the same of the twins, timed again, to themselves; pooled_rounds: of these two; methods: label ->
+        shape -> kind -> seconds and ratio to the base, or None where there is no such form. ``adapted``: as it trains.
+        ``folded``: its exact low-rank pair, scale and diagonal multiplied in beforehand, as two thin products beside
+        the base; where the pair has a layer's full rank they are not thin, and there is no such form. ``merged``: a
+        plain model with the effective weights. Intervals as in ``interval``.
     """
     models: dict[Which, Classifier] = dict.fromkeys(BASES, base)
     for label, (model, variant) in adapted.items():
         models[label, "adapted"] = model
         models |= {(label, kind): made for kind, made in _deployed(model, base, variant).items()}
-    for model in models.values():
+    pool = {which: models[which] for label in adapted if (which := (label, "merged")) in models}
+    pool = {which: model for which, model in pool.items() if hosts(adapted[which[0]][0].encoder)}
+    twins = {(label, "twin"): _twin(adapted[label][0]) for label, _ in pool}
+    pool |= twins | {(label, "again"): twin for (label, _), twin in twins.items()}
+    for model in (*models.values(), *twins.values()):
         model.eval()
     shapes = {
         "token": Batch(batch.input_ids[:1, :1], batch.attention_mask[:1, :1], batch.labels[:1]),
         "batch": batch,
     }
-    had_adapters = {label for label, (model, _) in adapted.items() if hosts(model.encoder)}
     found = {shape: _seconds(models, rows, rounds, precision, device) for shape, rows in shapes.items()}
+    pooled = {
+        shape: _seconds(pool, rows, POOLED_ROUNDS * rounds, precision, device) if pool else {}
+        for shape, rows in shapes.items()
+    }
     return {
         "rounds": rounds,
+        "pooled_rounds": POOLED_ROUNDS * rounds,
         "base": {shape: interval(_base(seconds)) for shape, seconds in found.items()},
-        "noise": {
-            shape: interval(_base(seconds, BASES[:HALF]) / _base(seconds, BASES[HALF:]))
-            for shape, seconds in found.items()
-        },
-        "merged": {shape: _merged_together(seconds, had_adapters) for shape, seconds in found.items()},
+        "noise": {shape: _pooled(seconds, "again") for shape, seconds in pooled.items()},
+        "merged": {shape: _pooled(seconds, "merged") for shape, seconds in pooled.items()},
         "methods": {
             label: {shape: {kind: _entry(seconds, label, kind) for kind in KINDS} for shape, seconds in found.items()}
             for label in adapted
         },
     }
+
+
+def _twin(model: Classifier) -> Classifier:
+    """The base below an adapted model, in memory as its merged model is."""
+    plain = mergeable_copy(model.encoder)
+    detach(plain, merge=False)
+    return _with_encoder(model, plain)
 
 
 def _deployed(model: Classifier, base: Classifier, variant: Variant) -> dict[str, Classifier]:
@@ -132,20 +146,17 @@ def _timed(forward: Callable[[], object], precision: str, device: torch.device) 
     return clock.seconds()["pass"]
 
 
-def _base(seconds: Seconds, turns: Sequence[Which] = BASES) -> np.ndarray:
-    return np.median([seconds[turn] for turn in turns], axis=0)
+def _base(seconds: Seconds) -> np.ndarray:
+    return np.median([seconds[turn] for turn in BASES], axis=0)
 
 
-def _merged_together(seconds: Seconds, labels: Collection[str]) -> dict[str, float] | None:
-    merged = [values for (label, kind), values in seconds.items() if kind == "merged" and label in labels]
-    if not merged:
+def _pooled(seconds: Seconds, kind: str) -> dict[str, float] | None:
+    """All models of one kind against as many twins: the ratio of their medians, formed within a round."""
+    if not seconds:
         return None
-    # Times are skewed: medians of many are lower and less scattered than those of few. So the merged models are taken
-    # in groups of about as many as the base has turns, and the base in no more turns than there are models.
-    turns = BASES[: len(merged)]
-    count = len(merged) // len(turns)
-    groups = [np.median(merged[i::count], axis=0) for i in range(count)]
-    return interval(np.mean(groups, axis=0) / _base(seconds, turns))
+    kinds = (kind, "twin")
+    medians = (np.median([laps for (_, other), laps in seconds.items() if other == k], axis=0) for k in kinds)
+    return interval(np.divide(*medians))
 
 
 def _entry(seconds: Seconds, label: str, kind: str) -> dict[str, Any] | None:

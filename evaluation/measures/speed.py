@@ -139,6 +139,7 @@ def _result(
         "latency_noise": passes["noise"],
         "latency_merged": passes["merged"],
         "latency_rounds": passes["rounds"],
+        "latency_pooled_rounds": passes["pooled_rounds"],
         "latency_rows": run.speed.latency_batch_size,
         "methods": methods,
         "seconds": {phase: sum(sum(p.get(phase, [])) for p in laps.values()) for phase in PHASES},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+import random
 from typing import Any
 
 import numpy as np
@@ -90,20 +90,29 @@ def test_without_a_merged_model_nothing_is_said_of_merging() -> None:
     assert measured(("adapter",), rounds=2)["merged"] == {"token": None, "batch": None}
 
 
-def test_the_pool_of_merged_models_is_of_those_that_had_adapters_and_as_large_as_the_base() -> None:
-    """A skewed time: the median of many draws is not that of a few, so the groups must be as large as the base's."""
-    rng, rounds = np.random.default_rng(0), 2000
-    turns: dict[Any, Any] = {turn: rng.exponential(size=rounds) ** 3 for turn in module.BASES}
-    merged = {(f"m{i}", "merged"): rng.exponential(size=rounds) ** 3 for i in range(4 * len(module.BASES))}
-    plain = {("full", "merged"): np.full(rounds, 1e3), ("m0", "adapted"): np.full(rounds, 1e3)}
-    labels = {label for label, _ in merged}
-    grouped = [np.median(list(merged.values())[i::4], axis=0) for i in range(4)]
-    found = module._merged_together(turns | merged | plain, labels)
-    assert found is not None
-    assert found == module.interval(np.mean(grouped, axis=0) / np.median([turns[t] for t in module.BASES], axis=0))
-    few = module._merged_together(turns | dict(list(merged.items())[:1]) | plain, labels)
-    assert few == module.interval(merged["m0", "merged"] / turns[module.BASES[0]])
-    assert module._merged_together(turns | plain, labels) is None
+def test_pooled_models_are_compared_with_as_many_twins_within_a_round() -> None:
+    rng, rounds = np.random.default_rng(0), 9
+    drift = 2.0 ** np.arange(rounds)
+    seconds: dict[Any, Any] = {(f"m{i}", "twin"): drift * (1 + i / 10) for i in range(5)}
+    seconds |= {(label, "again"): laps for (label, _), laps in seconds.items()}
+    seconds |= {(f"m{i}", "merged"): drift * 3 * (1 + i / 10) for i in rng.permutation(5)}
+    merged, noise = module._pooled(seconds, "merged"), module._pooled(seconds, "again")
+    assert merged is not None
+    assert {name: round(value, 12) for name, value in merged.items()} == {"median": 3, "low": 3, "high": 3}
+    assert noise == {"median": 1, "low": 1, "high": 1}
+
+
+@pytest.mark.parametrize("name", ["lora", "pissa", "dora"])
+def test_a_twin_is_the_base_in_memory_of_its_own(name: str) -> None:
+    base, model, _ = adapted(name)
+    before = toy.bits(model)
+    twin = module._twin(model)
+    assert torch.equal(output(twin), output(base))
+    assert toy.same(before, toy.bits(model))
+    merged = module._deployed(model, base, create(name, toy.METHODS.get(name, {})))["merged"]
+    own = {path for path, p in twin.encoder.named_parameters() if p is not model.encoder.get_parameter(path)}
+    assert own == {path for path, p in merged.encoder.named_parameters() if p is not model.encoder.get_parameter(path)}
+    assert own
 
 
 def test_methods_without_adapters_on_layers_are_not_pooled() -> None:
@@ -112,21 +121,26 @@ def test_methods_without_adapters_on_layers_are_not_pooled() -> None:
 
 def test_ratios_are_formed_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that gets slower by a factor of 2 a round: the ratios do not notice."""
-    passes: Counter[int] = Counter()
+    begun = 0
     weights = {"HostLinear": 3.0, "Linear": 1.0}
 
+    class Turns(random.Random):
+        def sample(self, *args: Any, **kwargs: Any) -> Any:  # drawn once a round
+            nonlocal begun
+            begun += 1
+            return super().sample(*args, **kwargs)
+
     def timed(forward: Any, *_: object) -> float:
-        model = forward.__defaults__[0]
-        passes[id(model)] += 1
-        turns = len(module.BASES) if model is base else 1
-        rounds = -(-passes[id(model)] // turns)
+        (model,) = forward.__defaults__
         layer = type(model.encoder.get_submodule("encoder.layer.0.attention.self.query")).__name__
-        return weights[layer] * 2.0**rounds
+        return weights[layer] * 2.0**begun
 
     base, model, variant = adapted("dora")
     monkeypatch.setattr(module, "_timed", timed)
+    monkeypatch.setattr(module.random, "Random", Turns)
     batch = random_batch(3, 5, base.encoder, toy.CLASSES)
     found = latency({"dora": (model, variant)}, base, batch, 7, "float32", CPU)
+    assert begun == 2 * (7 + module.POOLED_ROUNDS * 7)
     for shape in ("token", "batch"):
         assert found["methods"]["dora"][shape]["adapted"]["ratio"] == {"median": 3, "low": 3, "high": 3}
         assert found["methods"]["dora"][shape]["merged"]["ratio"] == {"median": 1, "low": 1, "high": 1}

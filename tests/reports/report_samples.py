@@ -134,6 +134,7 @@ def speed_record(labels: Iterable[str] = METHODS) -> Record:
         "floor": floor | {"saved_bytes": 9_000_000, "peak_bytes": 14_000_000},
         "base_latency": {"token": spread(0.0031), "batch": spread(0.0172)},
         "latency_rounds": 40,
+        "latency_pooled_rounds": 80,
         "latency_noise": {"token": spread(1.0, 0.012), "batch": spread(1.0, 0.008)},
         "latency_merged": {"token": spread(1.001, 0.006), "batch": spread(1.0, 0.004)},
         "methods": methods,
