@@ -54,8 +54,12 @@ def small(name: str, **hyperparameters: Any) -> Variant:
 
 def adapted(kind: str, variant: Variant, where: list[str] | None = None, scale: float = 0.3) -> Any:
     """With the method attached and moved off its start."""
-    model = base(kind)
-    paths = matching_layers(model, where or PLACES[kind])
+    return put(base(kind), variant, where or PLACES[kind], scale)
+
+
+def put(model: Any, variant: Variant, where: list[str], scale: float) -> Any:
+    """The model itself, with the method attached and moved off its start."""
+    paths = matching_layers(model, where)
     shapes = {path: shape_of(model.get_submodule(path)) for path in paths}
     stats = {path: statistics(variant, Case(out, in_)) for path, (out, in_) in shapes.items()}
     attach(model, variant, paths, stats=stats)

@@ -21,7 +21,17 @@ from transformers import AutoModel, BertConfig, BertForSequenceClassification
 
 from evaluation.models import load_base
 from tests.variants.models import Gated, net
-from tests.variants.peft_files import adapted, assert_as_before, base, in_peft, output, peft_layers, small, snapshot
+from tests.variants.peft_files import (
+    adapted,
+    assert_as_before,
+    base,
+    in_peft,
+    output,
+    peft_layers,
+    put,
+    small,
+    snapshot,
+)
 from variants.adalora import AdaLoRA
 from variants.core import Refused, Variant, activate, attach, create, method, names
 from variants.core.cases import close, gap, move
@@ -445,3 +455,23 @@ def test_real_adapters_give_the_same_outputs_in_peft(tmp_path: Path) -> None:
             wanted = model(tokens).last_hidden_state
             close(theirs(tokens).last_hidden_state, wanted, 1e-5, f"output of {name}")
         assert gap(wanted, start) > 1e-2, "the control: the adapter does something"
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize("name", [name for name in names() if method(name).mergeable])
+def test_every_method_on_the_real_encoder_gives_the_same_outputs_outside(name: str, tmp_path: Path) -> None:
+    """In PEFT where there is a form for it, else merged, as transformers reads it."""
+    plain, tokens = load_base("minilm"), torch.randint(1000, 20000, (2, 7), generator=torch.Generator().manual_seed(0))
+    model, variant = copy.deepcopy(plain.encoder).eval(), small(name, **ONE_FACTOR.get(name, {}))
+    put(model, variant, ["layer.0.attention.self.query", "layer.5.intermediate.dense"], scale=0.02)
+    if name in NEITHER:
+        folder = export_merged(model, tmp_path / name)
+        theirs = type(plain.encoder).from_pretrained(folder, add_pooling_layer=plain.encoder.pooler is not None).eval()
+    else:
+        exported = export_peft(model, tmp_path / name)
+        theirs = PeftModel.from_pretrained(copy.deepcopy(plain.encoder), exported.folder).eval()
+        assert peft_layers(theirs) == set(hosts(model))
+    with torch.no_grad():
+        wanted, start = model(tokens).last_hidden_state, plain.encoder.eval()(tokens).last_hidden_state
+        close(theirs(tokens).last_hidden_state, wanted, 1e-5, f"output of {name}")
+    assert name == "probe" or gap(wanted, start) > 1e-3, "the control: the adapter does something"
