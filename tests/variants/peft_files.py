@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 
+from evaluation.models import load_base
 from variants.core import Variant, attach, create, method
 from variants.core.cases import Case, move, statistics
 from variants.core.host import hosts, shape_of
@@ -26,7 +27,9 @@ PLACES = {
 
 
 def base(kind: str) -> Any:
-    """The same weights whenever it is called, in float32."""
+    """The same weights whenever it is called, in float32; all but ``minilm`` are made up."""
+    if kind == "minilm":
+        return copy.deepcopy(load_base("minilm").encoder).eval()
     # Larger weights than usual: with the usual ones attention is even, whatever happens to its queries.
     tokens = {"vocab_size": 20, "max_position_embeddings": 16, "initializer_range": 0.2}
     with torch.random.fork_rng(devices=[]):

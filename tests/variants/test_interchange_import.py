@@ -46,6 +46,7 @@ pytestmark = [
 ]
 TARGETS = {
     "bert": ["query", "value", "intermediate.dense"],
+    "minilm": ["query", "value", "intermediate.dense"],
     "llama": ["q_proj", "v_proj", "down_proj"],
     "gpt2": ["c_attn", "mlp.c_proj"],
 }
@@ -116,10 +117,11 @@ def test_the_version_that_was_read() -> None:
 
 
 @pytest.mark.parametrize("what", OPTIONS)
-@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize("kind", ["bert", "llama", pytest.param("minilm", marks=pytest.mark.assets)])
 def test_pefts_adapters_give_pefts_outputs(kind: str, what: str, tmp_path: Path) -> None:
     make, options, method = OPTIONS[what]
-    model, result = assert_same_here(kind, make(target_modules=TARGETS[kind], **options), tmp_path, 0.1)
+    scale = 0.01 if kind == "minilm" else 0.1  # wider layers move more
+    model, result = assert_same_here(kind, make(target_modules=TARGETS[kind], **options), tmp_path, scale)
     assert result.method == result.variant.name == method
     assert result.unknown == ()
     if method == "adalora":  # PEFT adds 1e-5 to the rank, which no output in single precision shows
