@@ -524,6 +524,9 @@ def print_report(directory: Path) -> None:
 
 def main() -> None:
     """Runs a verb. Exit codes: 0 done, 1 a check or run failed, 2 unusable input."""
+    from evaluation.quiet import quieten
+
+    quieten()
     from evaluation.spec import Unusable
     from reports import UnusableResults
 

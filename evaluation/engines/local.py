@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.protocol import Plan
+from evaluation.quiet import QUIET
 from evaluation.spec import Record, Run, ScoreRun, SpeedRun, Suite, Unusable, key
 from evaluation.store import Store
 
@@ -31,7 +32,7 @@ WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "KINETO_LOG_LEVEL": "99",  # torch's profiler, which counts memory, would talk on the standard error stream
+    **QUIET,
 }
 
 
