@@ -78,7 +78,8 @@ def export_peft(
     }
     if record.trained_base or not layers:
         what = "trains the base itself" if record.trained_base else "puts nothing on layers"
-        raise Refused(f"{variant.name} {what}, for which PEFT has no adapter: write the model with export_merged (--to merged)")
+        instead = "write the model with export_merged (--to merged)"
+        raise Refused(f"{variant.name} {what}, for which PEFT has no adapter: {instead}")
     if odd := [path for path, layer in layers.items() if not all(bool(t.isfinite().all()) for t in layer.t.values())]:
         raise Refused(f"a number of the adapter on {odd[0]} is not finite: its training diverged")
     contents, format_, form, why = _written(variant, layers)
@@ -171,7 +172,7 @@ def _pair(path: str, layer: Carried, why: str) -> LoRAPair:
     pair = variant.as_lora(W, t) if variant.mergeable and not biased else None
     if pair is None:
         reason = f" ({why})" if why else ""
-        rest = "write the whole model with export_merged (--to merged), or a low-rank pair cut from the change of its weights"
+        rest = "write the whole model with export_merged (--to merged)"
         if not variant.mergeable:
             rest = "nor can it be merged into the weights, so that export_merged cannot write it either"
         raise Refused(f"{variant.name} on {path} has no native form in PEFT{reason} and no exact low-rank pair: {rest}")
