@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from evaluation.benchmarks import load_benchmark
+from evaluation.digests import harness_digest, source_digest
 from evaluation.engines.local import Account
 from evaluation.machine import cores, environment, resolve_device
 from evaluation.models import digest_of, prefetch
 from evaluation.plugins import load_plugins
-from evaluation.protocol import Plan, harness_digest, resolve, source_digest
+from evaluation.protocol import Plan, resolve
 from evaluation.spec import Identity, Record, key, load_suite
 from evaluation.store import Store, writing
 from variants.core import method

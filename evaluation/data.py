@@ -44,6 +44,14 @@ class Split:
         """The first ``n`` examples."""
         return self if n is None else Split(self.ids[:n], self.tokens[:n], self.labels[:n], self.pad)
 
+    def drawn(self, n: int | None, seed: int) -> Split:
+        """``n`` examples by chance, in the split's order; all of them where there are no more, or for None."""
+        if n is None or n >= len(self):
+            return self
+        index = np.sort(np.random.default_rng(seed).permutation(len(self))[:n])
+        ids, tokens, labels = zip(*((self.ids[i], self.tokens[i], self.labels[i]) for i in index), strict=True)
+        return Split(ids, tokens, labels, self.pad)
+
     def batch(self, index: Sequence[int]) -> Batch:
         rows = [self.tokens[i] for i in index]
         longest = max(len(row) for row in rows)
@@ -77,7 +85,7 @@ def tokenise(benchmark: Benchmark, tokenizer: Any, max_length: int) -> Data:
 
 
 def axis_seed(axis: str, index: int) -> int:
-    """The seed of one named source of randomness (data order, head, adapter, dropout) within seed ``index``.
+    """The seed of one named source of randomness (those of ``spec.AXES``, and of measurements) within seed ``index``.
 
     Runs of different methods with the same index share the data order and the head, which pairs them.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from evaluation.benchmarks import load_benchmark
 from evaluation.calibration import Statistics, calibrate, digest
 from evaluation.clock import Clock
 from evaluation.data import Data, axis_seed, tokenise, training_batches
+from evaluation.digests import source_digest
 from evaluation.kept import keep
 from evaluation.machine import environment
 from evaluation.measures.merging import merging
@@ -25,8 +26,7 @@ from evaluation.measures.speed import random_batch, speed
 from evaluation.measures.start import start
 from evaluation.models import Base, load_base
 from evaluation.mounting import mounted
-from evaluation.protocol import source_digest
-from evaluation.spec import Calibration, QuantisedRun, Record, Run, ScoreRun, SpeedRun, Suite, Unusable, key
+from evaluation.spec import Axis, Calibration, QuantisedRun, Record, Run, ScoreRun, SpeedRun, Suite, Unusable, key
 from evaluation.training import Classifier, Diverged, Trainer, logits, seeded
 from variants.core import Refused, Variant, create, method
 
@@ -125,10 +125,11 @@ def execute(run: Run, bench: Workbench, folder: Path | None = None) -> Record:
 def _score(run: ScoreRun, bench: Workbench, clock: Clock, measures: dict[str, Any], folder: Path | None) -> None:
     """Trains and measures; what was measured before a divergence stays in ``measures``."""
     data = bench.data(run.training.max_length, run.limit)
+    data = replace(data, train=data.train.drawn(run.training.subset, seed_of(run, "subset")))
     variant = create(run.method.name, run.method.hyperparameters)
     base = bench.base.encoder
     stock = {path: p.detach().clone() for path, p in base.named_parameters()} if run.merging else {}
-    head_seed, adapter_seed = axis_seed("head", run.seed), axis_seed("adapter", run.seed)
+    head_seed, adapter_seed = seed_of(run, "head"), seed_of(run, "adapter")
     stats: Statistics | None = None
     if run.calibration is not None:
         with clock("calibration"):
@@ -158,6 +159,11 @@ def _score(run: ScoreRun, bench: Workbench, clock: Clock, measures: dict[str, An
         measures["merging"]["restored"] = same_bits(base, stock)
 
 
+def seed_of(run: ScoreRun, axis: Axis) -> int:
+    """What a run draws on one axis from."""
+    return axis_seed(axis, run.index(axis))
+
+
 def _quantised(run: QuantisedRun, bench: Workbench, clock: Clock) -> dict[str, Any]:
     """Under a fresh head: no label is looked at."""
     spec, data = run.quantised, bench.data(run.training.max_length, run.limit)
@@ -166,7 +172,7 @@ def _quantised(run: QuantisedRun, bench: Workbench, clock: Clock) -> dict[str, A
 
 
 def _calibrated(run: ScoreRun, spec: Calibration, model: Classifier, variant: Variant, data: Data) -> Statistics:
-    order = training_batches(data.train, spec.batch_size, axis_seed("calibration", run.seed))
+    order = training_batches(data.train, spec.batch_size, seed_of(run, "calibration"))
     device = model.head.weight.device
     batches = (data.train.batch(next(order)).to(device) for _ in range(spec.batches))
     return calibrate(model, run.where, variant.needs, batches, run.training.precision)
@@ -182,8 +188,8 @@ def _train(
     losses: list[float],
 ) -> None:
     trainer = Trainer(model, variant, run.training, run.lr, clock)
-    batches = training_batches(data.train, run.training.batch_size, axis_seed("data order", run.seed))
-    with seeded(axis_seed("dropout", run.seed), device):
+    batches = training_batches(data.train, run.training.batch_size, seed_of(run, "data order"))
+    with seeded(seed_of(run, "dropout"), device):
         for _ in range(run.training.steps):
             losses.append(trainer.step(data.train.batch(next(batches)).to(device)))
 

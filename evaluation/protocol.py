@@ -1,28 +1,21 @@
 """From a suite to its runs: learning rates, seeds, splits.
 
 Every method gets the same number of learning rates over the same number of decades, each grid around the method's own
-prior. They are tried with seed 0 and scored on validation; the best rate is run again with fresh seeds, and only those
-are scored, once, on test.
+prior; a budget beyond the grid goes on where the best rate lies. They are scored on validation; the best rate is run
+again with fresh seeds, and only those are scored, once, on test.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import hashlib
-import importlib.util
-import inspect
-import sys
-import sysconfig
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import zip_longest
-from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType
 from typing import Any, Literal
 
 from evaluation.architectures import Architecture, architecture, layers
+from evaluation.search import best, grid, next_rate, trials
 from evaluation.sizes import parsed_budget
 from evaluation.spec import (
     Entry,
@@ -38,11 +31,10 @@ from evaluation.spec import (
     Unusable,
     key,
 )
-from variants import core
-from variants.core import Refused, UnknownHyperparameter, UnknownMethod, Variant, create, method
+from variants.core import Refused, UnknownHyperparameter, UnknownMethod, create, method
 from variants.core.budget import largest
 
-SEARCH_SEED = 0
+NOTHING: Mapping[str, Record] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -65,16 +57,16 @@ class Plan:
     threads: int
 
     def runs(self, records: Mapping[str, Record]) -> list[Run]:
-        """Every run that is known to be needed, given the records so far: a method's final runs appear when its search
-        is complete, the speed run when nothing else is left."""
+        """Every run that is known to be needed, given the records so far: trials beyond a method's grid appear when the
+        grid is complete, its final runs when its search is, the speed run when nothing else is left."""
         entries = costly_first(self.suite.methods)
-        searches = [self.search(entry) for entry in entries]
+        searches = [self.search(entry, records) for entry in entries]
         # Rate by rate, so that after the first round the time of every method's runs is known.
         found: list[Run] = [run for rank in zip_longest(*searches) for run in rank if run is not None]
         for entry in entries:
-            best = self.rate(entry, records)
-            if best is not None:
-                found += self.final(entry, best)
+            rate = self.rate(entry, records)
+            if rate is not None:
+                found += self.final(entry, rate)
         if self.suite.quantised:
             found.append(self.quantised_run())
         if self.suite.speed and all(key(run) in records for run in found):
@@ -84,18 +76,19 @@ class Plan:
     def total(self) -> int:
         """How many runs the suite has when no learning-rate search diverges altogether."""
         suite = self.suite
-        scores = sum(len(self.search(entry)) + suite.seeds_of(entry) for entry in suite.methods)
+        scores = sum(suite.search_runs_of(entry) + suite.seeds_of(entry) for entry in suite.methods)
         return scores + bool(suite.quantised) + bool(suite.speed)
 
     def tallies(self, records: Mapping[str, Record]) -> list[Tally]:
         """What of each method and stage is recorded, and what is left; runs of another setting do not count."""
         found = []
         for entry in costly_first(self.suite.methods):
-            search = self.search(entry)
-            best = self.rate(entry, records)
-            lost = best is None and all(key(run) in records for run in search)
-            final = [] if best is None else self.final(entry, best)
-            expected = {"search": len(search), "final": 0 if lost else self.suite.seeds_of(entry)}
+            search = self.search(entry, records)
+            wanted = self.suite.search_runs_of(entry)
+            rate = self.rate(entry, records)
+            lost = rate is None and len(search) == wanted and all(key(run) in records for run in search)
+            final = [] if rate is None else self.final(entry, rate)
+            expected = {"search": wanted, "final": 0 if lost else self.suite.seeds_of(entry)}
             for stage, runs in (("search", search), ("final", final)):
                 done = sum(key(run) in records for run in runs)
                 if expected[stage] or runs:
@@ -110,17 +103,29 @@ class Plan:
         found: list[QuantisedRun | SpeedRun] = [self.quantised_run()] if suite.quantised else []
         return [*found, self.speed_run()] if suite.speed else found
 
-    def search(self, entry: Entry) -> list[ScoreRun]:
-        """The runs among which a method's learning rate is chosen; none where there is only one."""
-        points = self.suite.points_of(entry)
-        rates = grid(self.centre(entry), points, self.suite.protocol.per_decade)
-        return [self._score_run(entry, "search", rate, SEARCH_SEED) for rate in rates] if points > 1 else []
+    def search(self, entry: Entry, records: Mapping[str, Record] = NOTHING) -> list[ScoreRun]:
+        """The runs among which a method's learning rate is chosen, as far as the records decide which: the grid, and
+        one trial more for every one before it that is complete. None where there is only one rate."""
+        protocol, points = self.suite.protocol, self.suite.points_of(entry)
+        if points == 1:
+            return []
+        rates = grid(self.centre(entry), points, protocol.per_decade)
+        runs = [run for rate in rates for run in self._trial(entry, rate)]
+        while len(runs) < self.suite.search_runs_of(entry) and (found := trials(runs, records)) is not None:
+            runs += self._trial(entry, next_rate(found, protocol.per_decade))
+        return runs
+
+    def _trial(self, entry: Entry, rate: float) -> list[ScoreRun]:
+        """One rate with every search seed: 0, -1, -2 ..., since final runs count upwards from 1."""
+        seeds = self.suite.protocol.search_seeds
+        return [self._score_run(entry, "search", rate, -i) for i in range(seeds)]
 
     def rate(self, entry: Entry, records: Mapping[str, Record]) -> float | None:
         """The learning rate of the final runs: the only one there is, or the best of the search; None until then."""
         if self.suite.points_of(entry) == 1:
             return grid(self.centre(entry), 1, self.suite.protocol.per_decade)[0]
-        return chosen_rate(self.search(entry), records)
+        runs = self.search(entry, records)
+        return chosen_rate(runs, records) if len(runs) == self.suite.search_runs_of(entry) else None
 
     def final(self, entry: Entry, rate: float) -> list[ScoreRun]:
         return [self._score_run(entry, "final", rate, 1 + i) for i in range(self.suite.seeds_of(entry))]
@@ -142,8 +147,9 @@ class Plan:
         return QuantisedRun(where=self.suite.where, quantised=self.suite.quantised, **self._common(()))
 
     def centre(self, entry: Entry) -> float:
-        """The middle of a method's grid: its own ``lr`` in the suite, else the prior relative to LoRA's."""
-        if entry.lr is not None:
+        """The middle of a method's grid: its own ``lr`` in the suite, else the prior relative to LoRA's. Under the
+        ruleset ``defaults`` the prior, whatever the suite found out."""
+        if entry.lr is not None and self.suite.protocol.ruleset == "tuned":
             return entry.lr
         cls = method(entry.method.name)
         return self.suite.training.head_lr if cls.trains == "head" else self.suite.protocol.lr * cls.lr_ratio
@@ -161,6 +167,7 @@ class Plan:
             merging=merging,
             calibration=self.suite.calibration if method(entry.method.name).needs else None,
             keep=self._keeps(entry, stage, first),
+            vary=self.suite.vary,
             **self._common((entry,)),
         )
 
@@ -227,29 +234,11 @@ def _resolved(entry: Entry) -> Entry:
     return entry.model_copy(update={"method": spelt_out})
 
 
-def grid(centre: float, points: int, per_decade: int) -> list[float]:
-    """``points`` rates on a log grid around ``centre``, ``per_decade`` to a factor of ten, to 3 significant digits.
-
-    Raises:
-        Unusable: so many to a decade that rates coincide, or a span beyond what a number can hold.
-    """
-    exponents = [(i - (points - 1) / 2) / per_decade for i in range(points)]
-    rates = [float(f"{centre * 10**e:.3g}") for e in exponents] if max(map(abs, exponents)) < 100 else []
-    if len(set(rates)) < points or not all(0 < rate < float("inf") for rate in rates):
-        raise Unusable(f"protocol: {points} points, {per_decade} per decade, around {centre:g} are not {points} rates")
-    return rates
-
-
-def chosen_rate(search: list[ScoreRun], records: Mapping[str, Record]) -> float | None:
-    """The rate with the best validation accuracy (the lower loss decides ties), when all of the search has been run.
-
-    None while a run is missing or failed, and where every run diverged.
-    """
-    results = [records.get(key(run)) for run in search]
-    if any(record is None or record.status == "failed" for record in results):
-        return None
-    scored = [(r.measures["score"], run.lr) for r, run in zip(results, search, strict=True) if r and r.status == "done"]
-    return max(scored, key=lambda item: (item[0]["accuracy"], -item[0]["loss"]))[1] if scored else None
+def chosen_rate(search: Iterable[ScoreRun], records: Mapping[str, Record]) -> float | None:
+    """The rate with the best mean validation accuracy (the lower loss decides ties), when all of the search has been
+    run. None while a run is missing or failed, and where every rate diverged with some seed."""
+    found = best(trials(search, records) or ())
+    return None if found is None else found.rate
 
 
 def costly_first(entries: tuple[Entry, ...]) -> list[Entry]:
@@ -259,77 +248,3 @@ def costly_first(entries: tuple[Entry, ...]) -> list[Entry]:
         return ("base", "layers", "head").index(method(entry.method.name).trains)
 
     return sorted(entries, key=rank)
-
-
-def source_digest(cls: type[Variant]) -> str:
-    """Digest of the code that defines a method: the files of its class and of the classes it extends.
-
-    It is part of every run's key: a changed method is computed again.
-    """
-    modules: dict[str, ModuleType] = {}
-    for c in cls.__mro__:
-        if issubclass(c, Variant) and c is not Variant:
-            _collect(inspect.getmodule(c), modules)
-    release = f"release = {getattr(cls, 'release', '')!r}"  # of the library whose method it is
-    return _digest_of_sources([release, *map(_source, modules.values())])
-
-
-def _collect(module: ModuleType | None, found: dict[str, ModuleType]) -> None:
-    """Adds a module and what it imports of a plug-in's own modules: not of installed libraries, nor of ours, which the
-    harness's digest and the methods' own classes cover."""
-    if module is None or module.__name__ in found:
-        return
-    found[module.__name__] = module
-    for node in ast.walk(ast.parse(_source(module))):
-        for name in _imported(node, module.__package__ or ""):
-            imported = sys.modules.get(name)
-            if imported is not None and _is_of_the_user(imported):
-                _collect(imported, found)
-
-
-def _source(module: ModuleType) -> str:
-    file = module.__file__
-    return inspect.getsource(module) if file is None or Path(file).stat().st_size else ""  # inspect finds none if empty
-
-
-def _imported(node: ast.AST, package: str) -> list[str]:
-    """Absolute names of the modules that an import statement may mean: of ``from a import b`` both a and a.b."""
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    if not isinstance(node, ast.ImportFrom):
-        return []
-    stem = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-    return [stem, *(f"{stem}.{alias.name}" for alias in node.names)]
-
-
-def _is_of_the_user(module: ModuleType) -> bool:
-    file = getattr(module, "__file__", None)
-    if file is None or module.__name__.partition(".")[0] in ("variants", "evaluation", "torch"):
-        return False
-    places = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return not any(Path(file).is_relative_to(place) for place in places)
-
-
-def harness_digest() -> str:
-    """Digest of what trains and measures, the same for all methods: the adapter interface, the loop, the measurements,
-    and the versions of the libraries that compute. Part of every run's key, so records of another code do not pass for
-    this one's."""
-    here = Path(__file__).parent
-    apart = {"budget", "cases", "checks", "combining", "conformance", "task_vectors"}  # no run goes through them
-    files = [path for path in Path(core.__file__).parent.glob("*.py") if path.stem not in apart]
-    files += (here / "measures").rglob("*.py")
-    files += [
-        here / f"{name}.py" for name in ("calibration", "data", "execute", "models", "mounting", "peers", "training")
-    ]
-    libraries = ("numpy", "scipy", "tokenizers", "torch", "transformers")
-    versions = [f"{name} = {version(name)!r}" for name in libraries]
-    return _digest_of_sources([path.read_text(encoding="utf-8") for path in sorted(files)] + versions)
-
-
-def _digest_of_sources(texts: Iterable[str]) -> str:
-    """Comments and docstrings do not count."""
-    trees = [ast.parse(text) for text in texts]
-    for node in (node for tree in trees for node in ast.walk(tree)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return hashlib.sha256("\n".join(map(ast.dump, trees)).encode()).hexdigest()[:16]

@@ -12,14 +12,14 @@ import json
 import tomllib
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from variants.core.registry import suggestion
 from variants.core.rounding import FORMATS, Format
 
-FORMAT = 3  # raise when the meaning of a run or a record changes: older records are then computed again
+FORMAT = 4  # raise when the meaning of a run or a record changes: older records are then computed again
 SUITES = Path(__file__).parent / "suites"
 
 # Strict: `steps = true` and `base_dropout = "no"` are mistakes, not the numbers that Python could read into them.
@@ -55,6 +55,10 @@ class Method(_Frozen):
         return {"name": value.get("name"), "hyperparameters": {k: v for k, v in value.items() if k != "name"}}
 
 
+# Sources of randomness. What a run draws for each follows from its seed and the name alone, so methods are paired.
+Axis = Literal["subset", "data order", "head", "adapter", "dropout", "calibration"]
+AXES: tuple[Axis, ...] = get_args(Axis)
+
 ENTRY_KEYS = ("label", "lr", "where", "points", "seeds")  # of an entry itself; all others are hyperparameters
 
 
@@ -83,9 +87,10 @@ class Entry(_Frozen):
 
 class Training(_Frozen):
     """Everything that decides a training run besides the method. Dropout is a probability, warmup a share of steps,
-    max_length a number of tokens."""
+    max_length a number of tokens. ``subset`` trains on so many examples, drawn anew with every seed."""
 
     steps: Count = 60
+    subset: Count | None = None
     batch_size: Count = 16
     head_lr: Positive = 1e-2
     schedule: Literal["linear", "cosine"] = "linear"
@@ -100,12 +105,27 @@ class Training(_Frozen):
 
 class Protocol(_Frozen):
     """How learning rates and seeds are chosen. ``lr`` is the centre of LoRA's grid; a method's own centre is that times
-    its ``lr_ratio``. With one point there is nothing to search: final runs use the centre."""
+    its ``lr_ratio``. With one point there is nothing to search: final runs use the centre. So do they, at the prior and
+    whatever ``lr`` and ``points`` stand beside a method, under the ruleset ``defaults``.
 
+    ``trials`` is the budget of every method, at least ``points``: what the grid leaves of it goes a step beyond the
+    edge while the best rate lies there, and between the best rates otherwise. ``search_seeds`` runs make a trial."""
+
+    ruleset: Literal["tuned", "defaults"] = "tuned"
     lr: Positive = 5e-3
     points: Count = 3
     per_decade: Count = 2
+    trials: Count | None = None
+    search_seeds: Count = 1
     seeds: Count = 3
+
+    @model_validator(mode="after")
+    def _within_the_budget(self) -> Protocol:
+        if self.trials is not None and self.trials < self.points:
+            raise ValueError(
+                f"{self.points} points are more than {self.trials} trials: give more trials or fewer points"
+            )
+        return self
 
 
 class Merging(_Frozen):
@@ -163,13 +183,20 @@ class Suite(_Frozen):
     calibration: Calibration = Calibration()
     # Which final runs keep their trained adapter, to merge, export or combine it: each method's first, all, or none.
     keep: Literal["first", "all", "none"] = "first"
+    # What differs between the seeds of a method; the rest is drawn once. Methods share all of it within a seed.
+    vary: Annotated[tuple[Axis, ...], Field(min_length=1)] = AXES
     limit: Count | None = None  # at most so many examples of each split, for tests
     # Trainable parameters for every method that has a size and does not give it: a number, or a share such as "0.3%".
     budget: Annotated[str, BeforeValidator(lambda v: str(v) if type(v) is int else v)] | None = None
 
     def points_of(self, entry: Entry) -> int:
-        """The learning rates that are tried for a method; with one, there is no search."""
-        return entry.points or self.protocol.points
+        """The learning rates of a method's grid; with one, there is no search."""
+        return 1 if self.protocol.ruleset == "defaults" else entry.points or self.protocol.points
+
+    def search_runs_of(self, entry: Entry) -> int:
+        """The runs of a method's whole search."""
+        points = self.points_of(entry)
+        return max(points, self.protocol.trials or 0) * self.protocol.search_seeds if points > 1 else 0
 
     def seeds_of(self, entry: Entry) -> int:
         """The final runs of a method."""
@@ -218,8 +245,13 @@ class ScoreRun(_Frozen):
     merging: Merging | None
     calibration: Calibration | None = None  # only for methods that need one
     keep: bool = False  # the trained adapter and head lie beside the record
+    vary: tuple[Axis, ...] = AXES
     device: str
     identity: Identity
+
+    def index(self, axis: Axis) -> int:
+        """Which draw of one source of randomness the run sees: its seed, or 0 where the suite holds the axis fixed."""
+        return self.seed if axis in self.vary else 0
 
 
 class SpeedRun(_Frozen):

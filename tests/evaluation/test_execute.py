@@ -13,11 +13,11 @@ from torch import nn
 
 from evaluation import execute as module, mounting
 from evaluation.benchmarks import load_benchmark
-from evaluation.data import axis_seed, training_batches
+from evaluation.data import Split, axis_seed, training_batches
 from evaluation.execute import Workbench, execute
 from evaluation.machine import resolve_device
 from evaluation.models import load_base
-from evaluation.spec import Identity, Record, ScoreRun, SpeedRun, Suite, Unusable, key
+from evaluation.spec import AXES, Identity, Record, ScoreRun, SpeedRun, Suite, Unusable, key
 from evaluation.training import Diverged, Trainer
 from tests.evaluation import toy
 from variants.core import attach
@@ -99,7 +99,7 @@ def test_every_seed_is_another_run(monkeypatch):
 # ---- pairing --------------------------------------------------------------------------------------------------------
 
 
-def axes(monkeypatch: pytest.MonkeyPatch, name: str, seed: int) -> dict[str, Any]:
+def axes(monkeypatch: pytest.MonkeyPatch, name: str, seed: int, **more: Any) -> dict[str, Any]:
     """What a run draws from each source of randomness."""
     found: dict[str, Any] = {"batches": []}
     step = Trainer.step
@@ -114,7 +114,7 @@ def axes(monkeypatch: pytest.MonkeyPatch, name: str, seed: int) -> dict[str, Any
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", noted)
-        execute(toy.run(name, seed=seed, merging=None, training={"steps": 7}), toy.bench(patch))
+        execute(toy.run(name, seed=seed, merging=None, training={"steps": 7}, **more), toy.bench(patch))
     return found
 
 
@@ -146,6 +146,34 @@ def test_an_axis_on_which_methods_differ_is_caught(monkeypatch, axis):
     else:
         monkeypatch.setattr(module, "axis_seed", lambda name, seed: axis_seed(name, seed) + random.getrandbits(40))
     assert not paired(monkeypatch)
+
+
+def test_axes_that_are_held_fixed_are_those_of_seed_0(monkeypatch):
+    free, held = (axes(monkeypatch, "lora", 2, vary=vary) for vary in (AXES, ("data order",)))
+    zero = axes(monkeypatch, "lora", 0)
+    assert held["batches"] == free["batches"] != zero["batches"]
+    for axis in ("head", "adapter", "dropout"):
+        assert held[axis] == zero[axis] != free[axis]
+
+
+def test_a_subset_is_drawn_by_the_seed_and_shared_by_the_methods(monkeypatch):
+    def rows(name: str, seed: int, **more: Any) -> set[str]:
+        seen: set[str] = set()
+        drawn = Split.drawn
+
+        def noted(split: Split, n: int | None, drawn_with: int) -> Split:
+            found = drawn(split, n, drawn_with)
+            seen.update(found.ids)
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Split, "drawn", noted)
+            execute(toy.run(name, seed=seed, training={"subset": 5}, merging=None, **more), toy.bench(patch))
+        return seen
+
+    assert len(rows("lora", 1)) == 5
+    assert rows("lora", 1) == rows("pissa", 1) != rows("lora", 2)
+    assert rows("lora", 1, vary=("head",)) == rows("lora", 2, vary=("head",))
 
 
 # ---- from run to run ------------------------------------------------------------------------------------------------

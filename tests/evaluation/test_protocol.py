@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evaluation import protocol
-from evaluation.plugins import load_plugins
-from evaluation.protocol import Plan, chosen_rate, costly_first, grid, resolve, source_digest
+from evaluation.protocol import Plan, chosen_rate, costly_first, resolve
+from evaluation.search import grid
 from evaluation.spec import (
     Entry,
     Identity,
@@ -31,7 +27,6 @@ from evaluation.spec import (
     load_suite,
 )
 from tests.evaluation import toy
-from variants.core import method, registry
 
 METHODS = ("lora", "pissa", "stiefel", "full", "probe")
 
@@ -316,85 +311,6 @@ def test_the_same_method_under_two_labels_is_refused():
     assert len(resolve(suite.model_copy(update={"methods": (one, other)})).methods) == 2
 
 
-# ---- digests of sources ---------------------------------------------------------------------------------------------
-
-SOURCE = '''
-from dataclasses import dataclass
-from variants.lora import LoRA
-
-@dataclass(frozen=True, kw_only=True)
-class Mine(LoRA):
-    """Mine."""
-
-    def weight(self, W, t):
-        return W + 2 * t["B"] @ t["A"]{more}
-'''
-
-
-def digest(tmp_path: Path, text: str, name: str) -> str:
-    path = tmp_path / f"{name}.py"
-    path.write_text(text)
-    found = importlib.util.spec_from_file_location(name, path)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module
-    try:
-        found.loader.exec_module(module)
-        return source_digest(module.Mine)
-    finally:
-        del sys.modules[name]
-
-
-def test_the_digest_is_that_of_the_code_without_comments(tmp_path):
-    plain = digest(tmp_path, SOURCE.format(more=""), "mine_1")
-    assert digest(tmp_path, SOURCE.format(more="  # a comment\n\n\n# and more"), "mine_2") == plain
-    assert digest(tmp_path, SOURCE.format(more="").replace("2 *", "3 *"), "mine_3") != plain
-    assert digest(tmp_path, SOURCE.format(more=" + 0"), "mine_4") != plain
-
-
-def test_plugins_of_the_same_file_name_keep_their_own_sources(tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
-    for name, factor in (("first", 2), ("second", 3)):
-        (tmp_path / name).mkdir()
-        text = (
-            SOURCE.format(more="")
-            .replace("2 *", f"{factor} *")
-            .replace("@dataclass", f"@register('{name}')\n@dataclass")
-        )
-        (tmp_path / name / "mine.py").write_text("from variants.core import register\n" + text)
-    files = [tmp_path / name / "mine.py" for name in ("first", "second")]
-    load_plugins(files)
-    digests = [source_digest(method(name)) for name in ("first", "second")]
-    assert digests[0] != digests[1]
-    load_plugins(files)  # once more, as every worker does
-    assert [source_digest(method(name)) for name in ("first", "second")] == digests
-
-
-def test_the_digest_covers_what_a_method_extends(monkeypatch):
-    before = {name: source_digest(method(name)) for name in toy.METHODS}
-    assert len(set(before.values())) == len(before)
-    getsource = protocol.inspect.getsource
-
-    def edited(module: Any) -> str:
-        return getsource(module) + ("\nedited = 1" if module.__name__ == edits else "")
-
-    monkeypatch.setattr(protocol.inspect, "getsource", edited)
-    edits = "variants.lora"
-    after = {name: source_digest(method(name)) for name in toy.METHODS}
-    assert {name for name in before if before[name] != after[name]} == {"dora", "lora"}
-    edits = "variants.core.lowrank"
-    after = {name: source_digest(method(name)) for name in toy.METHODS}
-    assert {name for name in before if before[name] != after[name]} == {
-        "dora",
-        "lora",
-        "lora_xs",
-        "milora",
-        "pissa",
-        "stiefel",
-    }
-
-
 # ---- what is left ---------------------------------------------------------------------------------------------------
 
 
@@ -428,73 +344,13 @@ def test_a_search_that_diverged_altogether_leaves_no_final_runs():
     assert ("lora", "final") not in left(p, records)
 
 
-def test_other_code_or_libraries_change_every_key(monkeypatch):
-    before = protocol.harness_digest()
-    assert protocol.harness_digest() == before
-    monkeypatch.setattr(protocol, "version", lambda name: f"another {name}")
-    assert protocol.harness_digest() != before
-    p = plan(("lora",))
-    moved = Plan(p.suite, p.identity.model_copy(update={"code": "other"}), "cpu", 2)
-    assert not {key(run) for run in search_of(p, "lora")} & {key(run) for run in search_of(moved, "lora")}
-
-
-@pytest.mark.parametrize("part", ["measures/score.py", "measures/merging/drift.py", "training.py"])
-def test_other_measuring_code_changes_the_digest(monkeypatch, part):
-    before, read = protocol.harness_digest(), Path.read_text
-    file = Path(protocol.__file__).parent / part
-
-    def changed(path: Path, **options: Any) -> str:
-        return read(path, **options) + ("\nMORE = 1\n" if path == file else "")
-
-    monkeypatch.setattr(Path, "read_text", changed)
-    assert protocol.harness_digest() != before
-
-
 @pytest.mark.parametrize(("points", "per_decade"), [(6, 100_000), (700, 1)])
 def test_a_grid_without_that_many_rates_is_refused(points, per_decade):
     with pytest.raises(Unusable, match=f"{points} points, {per_decade} per decade"):
         grid(5e-3, points, per_decade)
 
 
-def test_the_digest_covers_what_a_plugin_imports_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
-    plugin = tmp_path / "with_helper.py"
-    plugin.write_text(
-        "from own_helper import FACTOR\nfrom variants.core import register\n"
-        + SOURCE.format(more="").replace("@dataclass", "@register('with_helper')\n@dataclass")
-    )
-    digests = []
-    for factor in (1, 2, 1):
-        (tmp_path / "own_helper.py").write_text(f"FACTOR = {factor}\n")
-        sys.modules.pop("own_helper", None)
-        importlib.invalidate_caches()
-        load_plugins([plugin])
-        digests.append(source_digest(method("with_helper")))
-    assert digests[0] != digests[1]
-    assert digests[0] == digests[2]
-
-
-@pytest.mark.parametrize(
-    "statement", ["from .helper import FACTOR", "from . import helper", "from own_pack import helper"]
-)
-def test_the_digest_covers_the_package_of_a_plugin(tmp_path, monkeypatch, statement):
-    package = tmp_path / "own_pack"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "mine.py").write_text(
-        f"{statement}\nfrom variants.core import register\n"
-        + SOURCE.format(more="").replace("@dataclass", "@register('in_a_package')\n@dataclass")
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    digests = []
-    for factor in (1, 2):
-        monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
-        registry._METHODS.pop("in_a_package", None)
-        (package / "helper.py").write_text(f"FACTOR = {factor}\n")
-        for name in ("own_pack", "own_pack.mine", "own_pack.helper"):
-            sys.modules.pop(name, None)
-        importlib.invalidate_caches()
-        load_plugins(["own_pack.mine"])
-        digests.append(source_digest(method("in_a_package")))
-    assert digests[0] != digests[1]
+def test_other_code_changes_every_key():
+    p = plan(("lora",))
+    moved = Plan(p.suite, p.identity.model_copy(update={"code": "other"}), "cpu", 2)
+    assert not {key(run) for run in search_of(p, "lora")} & {key(run) for run in search_of(moved, "lora")}

@@ -53,9 +53,9 @@ def write(tmp_path: Path, before: str = "", inside: str = "") -> str:
 
 def test_key_is_that_of_a_golden_run():
     """If this fails, every record that anybody has is out of date: raise FORMAT, and renew the constants."""
-    assert key(toy.run("lora")) == "9505bdbc4bc6a6f0"
-    assert key(toy.speed_run()) == "fdad015505de272a"
-    assert key(toy.quantised_run()) == "988512837f299957"
+    assert key(toy.run("lora")) == "13cc1aabbfe733e2"
+    assert key(toy.speed_run()) == "abffcb17a099a559"
+    assert key(toy.quantised_run()) == "9b8ecb834015bc34"
 
 
 def test_key_does_not_depend_on_the_order_of_hyperparameters():
@@ -79,6 +79,7 @@ CHANGES: dict[str, Any] = {
     "merging": Merging(items=11),
     "calibration": Calibration(),
     "keep": True,
+    "vary": ("head",),
     "quantised": Quantised(items=11),
     "places": {"lora": ("query",)},
     "speed": Speed(rounds=7),
@@ -102,6 +103,8 @@ def altered(value: Any) -> Any:
         return {**value, "more": "more"}
     if isinstance(value, tuple):
         return value[:-1]
+    if value is None:
+        return 7
     return names[value] if value in names else not value if isinstance(value, bool) else value + type(value)(1)
 
 
