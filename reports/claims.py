@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import get_args
 
+from reports.comparing import best_method, comparisons, unbeaten_probe
 from reports.records import Results
 from reports.rounding import bracketed, plus_minus
-from reports.tables import EDGE, POINTS, best_method, comparisons, main_table, mean_cell, unbeaten_probe
+from reports.statistics import Comparison, Verdict as Judgement
+from reports.tables import EDGE, POINTS, in_points, main_table, mean_cell
 from reports.verdicts import in_one_sentence
 from reports.words import MANY, Verdict, in_words, listed, span
 
@@ -56,17 +59,34 @@ def _best(results: Results) -> str:
 
 
 def _against_baseline(results: Results) -> str:
-    verdicts = {
-        name: c.verdict for name, c in comparisons(results, results.baseline).items() if c.difference is not None
-    }
-    if not verdicts:
+    found = {k: c for k, c in comparisons(results, results.baseline).items() if c.difference is not None}
+    if not found:
         return ""
-    groups = {v: [name for name in verdicts if verdicts[name] == v] for v in ("better", "worse", "not separated")}
-    if len(groups["not separated"]) == len(verdicts) > MANY:
-        none = f"None of the other {len(verdicts)} methods is separated from {results.baseline}"
-        return f"{none} (paired by seed, Holm-corrected at 5 %)."
-    parts = [f"{in_words(names, 'methods')} {_be(names)} {kind}" for kind, names in groups.items() if names]
-    return f"Against {results.baseline}, {'; '.join(parts)} (paired by seed, Holm-corrected at 5 %)."
+    groups: dict[str, list[str]] = {kind: [] for kind in get_args(Judgement)}
+    for label, comparison in found.items():
+        groups[comparison.verdict].append(label)
+    how = "paired by seed, Holm-corrected at 5 %"
+    if len(groups["undecided"]) == len(found) > MANY:
+        return f"Nothing is decided between {results.baseline} and the other {len(found)} methods ({how})."
+    notes = {
+        "practically equal": f" (within ±{in_points(results.margin)})",
+        "undecided": _more_seeds([found[label] for label in groups["undecided"]]),
+    }
+    parts = [
+        f"{in_words(names, 'methods')} {_be(names)} {kind}{notes.get(kind, '')}"
+        for kind, names in groups.items()
+        if names
+    ]
+    return f"Against {results.baseline}, {'; '.join(parts)} ({how})."
+
+
+def _more_seeds(undecided: Sequence[Comparison]) -> str:
+    """About how many more seeds the open comparisons would take; empty where that is not known of any."""
+    numbers = [c.more_seeds for c in undecided if c.more_seeds is not None]
+    if not numbers:
+        return ""
+    whose = "" if len(numbers) == len(undecided) else f" for {len(numbers)} of them"
+    return f" (about {span(numbers)} more seed{'' if max(numbers) == 1 else 's'}{whose})"
 
 
 def _probe(results: Results) -> str:

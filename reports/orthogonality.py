@@ -9,12 +9,12 @@ control's is none.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from statistics import mean, median
 
+from reports.comparing import comparisons
 from reports.records import Results
 from reports.rounding import fixed, plus_minus, significant
-from reports.statistics import Comparison, compare_with
+from reports.statistics import Comparison
 from reports.table import EMPTY, Cell, Column, Table, count, digits, text, with_half
 from reports.tables import EDGE, EDGE_NOTE, METHOD, POINTS, mean_cell
 from reports.words import MANY, UNDECIDED, Verdict, listed
@@ -70,13 +70,7 @@ def against(results: Results, reference: str | None) -> dict[str, Comparison]:
     """Every constrained method against the reference, paired by seed, Holm-corrected; empty without a reference."""
     if reference is None:
         return {}
-    outcomes = {label: results.outcomes(label) for label in (reference, *constrained(results))}
-    found = compare_with(outcomes, reference, resolution=results.resolution)
-    return {k: replace(c, verdict="not separated") if _lucky(results, k, c) else c for k, c in found.items()}
-
-
-def _lucky(results: Results, label: str, comparison: Comparison) -> bool:
-    return comparison.verdict == "better" and results.diverged_seeds(label) > 0
+    return comparisons(results, reference, constrained(results))
 
 
 def margin(results: Results) -> float:

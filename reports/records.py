@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from reports.statistics import MARGIN
+
 Json = Mapping[str, Any]
 Measure = Literal["accuracy", "macro_f1", "loss"]
 
@@ -88,6 +90,11 @@ class Results:
         """The step in which the final accuracies move: one item's share; 0 while unknown."""
         counts = [run.items for run in self.runs if run.stage == "final" and run.items]
         return 1 / min(counts) if counts else 0.0
+
+    @property
+    def margin(self) -> float:
+        """The difference in accuracy up to which methods are practically equal, a share."""
+        return float(self.suite["protocol"].get("margin", MARGIN))
 
     def of(self, label: str, stage: str) -> list[ScoreRun]:
         """A method's runs of one stage, by learning rate and seed."""

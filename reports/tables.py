@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 from reports import statistics
+from reports.comparing import best_method, comparisons, unbeaten_probe
 from reports.records import Json, Measure, Results, ScoreRun
+from reports.rounding import significant
 from reports.table import (
     EMPTY,
     Cell,
@@ -44,7 +44,7 @@ def main_table(results: Results) -> Table:
         Column(
             "difference", f"against {base}", with_half(POINTS, signed=True), "points", interval=True, place="terminal"
         ),
-        Column("verdict", "verdict", text, align="left", place="terminal"),
+        Column("verdict", "verdict", text, align="left", place="terminal", brief=_short_verdict),
         _step_time_column(base),
         Column("saved_bytes", "saved for backward", digits(3, MEBI), "MiB"),
         Column("peak_bytes", "peak memory", digits(3, MEBI), "MiB"),
@@ -67,6 +67,17 @@ def main_table(results: Results) -> Table:
     notes = ((EDGE, EDGE_NOTE), (UNPAIRED, UNPAIRED_NOTE), (LOST, LOST_NOTE))
     family = sum(comparison.difference is not None for comparison in against.values())
     return Table("main", "Results", main_caption(results, best, family), columns, rows, notes)
+
+
+def _short_verdict(cell: Cell) -> str:
+    """For 80 columns: ``equal``, ``undecided +12``."""
+    words = str(cell.value).replace("practically equal", "equal")
+    return words.replace("(", "").replace(" seeds)", "").replace(" seed)", "")
+
+
+def in_points(share: float) -> str:
+    """``0.5 points``."""
+    return f"{significant(share * POINTS, 1)} points"
 
 
 def _step_time_column(base: str) -> Column:
@@ -102,7 +113,7 @@ def _comparison(results: Results, label: str, against: dict[str, statistics.Comp
     difference = against[label].difference
     if difference is None:
         return Cell(None, mark=UNPAIRED), EMPTY
-    return Cell(difference.mean, difference.low, difference.high), Cell(against[label].verdict)
+    return Cell(difference.mean, difference.low, difference.high), Cell(against[label].words)
 
 
 def _costs(results: Results, label: str) -> tuple[Cell, ...]:
@@ -115,46 +126,6 @@ def _costs(results: Results, label: str) -> tuple[Cell, ...]:
 def interval_cell(interval: Json | None) -> Cell:
     """A measured {median, low, high} as a cell."""
     return Cell(interval["median"], interval["low"], interval["high"]) if interval else EMPTY
-
-
-def comparisons(results: Results, reference: str) -> dict[str, statistics.Comparison]:
-    """Every method's accuracy against one of them, paired by seed, Holm-corrected.
-
-    A method of which some seeds diverged is judged by the seeds that survived; it may be worse, never better.
-    """
-    outcomes = {label: results.outcomes(label) for label in results.labels}
-    found = statistics.compare_with(outcomes, reference, resolution=results.resolution)
-    for label, comparison in found.items():
-        if comparison.verdict == "better" and results.diverged_seeds(label):
-            found[label] = replace(comparison, verdict="not separated")
-    return found
-
-
-def best_method(results: Results) -> str | None:
-    """The only method that may be set in bold. One that always diverged competes no more; one not yet run does."""
-    lost = {label for label in results.labels if _all_diverged(results.of(label, "final"))}
-    outcomes = {label: results.outcomes(label) for label in results.labels if label not in lost}
-    best = statistics.best_beyond_interval(outcomes, resolution=results.resolution)
-    return None if best is None or results.diverged_seeds(best) else best
-
-
-def _all_diverged(runs: Iterable[ScoreRun]) -> bool:
-    statuses = {run.status for run in runs}
-    return statuses == {"diverged"}
-
-
-def unbeaten_probe(results: Results) -> list[str]:
-    """The methods that share two seeds or more with the probe and do not beat it, each comparison on its own."""
-    if results.probe is None:
-        return []
-    probe = results.outcomes(results.probe)
-    paired = (label for label in results.labels if len(results.outcomes(label).keys() & probe.keys()) > 1)
-    verdicts = {
-        label: statistics.beats(results.outcomes(label), probe, resolution=results.resolution)
-        for label in paired
-        if label != results.probe
-    }
-    return [label for label, verdict in verdicts.items() if verdict != "better"]
 
 
 def remark_texts(results: Results) -> dict[str, str]:
@@ -183,10 +154,19 @@ def main_caption(results: Results, best: str | None, family: int) -> str:
         f"seeds with the half-width of the 95 % t-interval. The interval covers what changes with the seed "
         "(order of the data, initialisation), not the choice of test items. "
         f"Differences to {results.baseline} are paired by seed, with 95 % t-intervals. Verdicts are Holm-corrected at "
-        f"5 % over these {family} comparisons; the intervals and the remark about the probe are not. Only a method "
-        "whose paired difference to every other one has an interval above zero is set in bold: "
-        f"{best or 'here none'}. Trainable parameters are the adapter's; the task head, the same for all, is not "
-        "counted. Step time is the median ratio within interleaved rounds with its 95 % interval."
+        f"5 % over these {family} comparisons; the intervals and the remark about the probe are not. "
+        f"{verdict_words(results)} Only a method whose paired difference to every other one has an interval above zero "
+        f"is set in bold: {best or 'here none'}. Trainable parameters are the adapter's; the task head, the same for "
+        "all, is not counted. Step time is the median ratio within interleaved rounds with its 95 % interval."
+    )
+
+
+def verdict_words(results: Results) -> str:
+    """What the words of a verdict mean, for captions."""
+    return (
+        f"Practically equal: within ±{in_points(results.margin)}, by two one-sided tests. Undecided (+n seeds): "
+        "so many more would decide it with 80 % power, if mean and spread stay as observed; without a number it takes "
+        "over 1,000, or a seed diverged."
     )
 
 

@@ -14,6 +14,7 @@ from reports.costs import latency_table, merge_cost_table, speed_table
 from reports.files import write_atomically
 from reports.merging import deployments_table, merging_full_table, merging_table
 from reports.orthogonality import orthogonality_table
+from reports.pairs import pairs_table
 from reports.records import Results, load
 from reports.render import escape_markdown, statements_markdown, to_csv, to_latex, to_markdown, to_rich
 from reports.starts import quantised_table, start_table
@@ -59,6 +60,7 @@ def all_tables(results: Results) -> dict[str, Table]:
     """Every table that has rows, by key."""
     makers = (
         main_table,
+        pairs_table,
         orthogonality_table,
         start_table,
         merging_table,

@@ -68,16 +68,16 @@ def test_what_cripples_is_measured_by_what_there_is_to_gain(tmp_path):
     [
         (-0.004, 0.002, "worse", FREE),  # worse, and by less than matters
         (-0.013, 0.002, "worse", COSTLY),
-        (-0.013, 0.002, "not separated", UNSURE),  # worse alone, not after Holm
+        (-0.013, 0.002, "undecided", UNSURE),  # worse alone, not after Holm
         (-0.013, 0.004, "worse", UNSURE),  # worse for sure, by more than the margin perhaps
         (-0.008, 0.004, "worse", UNSURE),
-        (0.0, 0.02, "not separated", UNSURE),
-        (-0.05, 0.0, "not separated", UNSURE),
+        (0.0, 0.02, "undecided", UNSURE),
+        (-0.05, 0.0, "undecided", UNSURE),
     ],
 )
 def test_a_loss_must_lie_wholly_beyond_the_margin(tmp_path, difference, half, verdict, word):
     records = [record for record in family_records() if not record["key"].startswith("probe")]  # margin: one point
-    comparison = Comparison(Difference(difference, half, 5, 0.01), verdict)
+    comparison = Comparison(Difference(difference, half, 5, 0.01, half / 2.776), verdict)
     assert judged(family(tmp_path, records), "stella", "usv free", comparison) == word
 
 

@@ -1,0 +1,64 @@
+"""Who is better than whom: the statistics of paired seeds, applied to the accuracies of the records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from reports import statistics
+from reports.records import Results, ScoreRun
+from reports.statistics import Comparison, Pair
+
+
+def comparisons(results: Results, reference: str, labels: Iterable[str] | None = None) -> dict[str, Comparison]:
+    """Every method's accuracy (or that of ``labels``) against one of them, paired by seed, Holm-corrected.
+
+    A method of which some seeds diverged is judged by the seeds that survived; it may be worse, never better and never
+    practically equal.
+    """
+    chosen = results.labels if labels is None else (reference, *labels)
+    return statistics.compare_with(
+        {label: results.outcomes(label) for label in chosen},
+        reference,
+        resolution=results.resolution,
+        margin=results.margin,
+        diverged=diverged(results),
+    )
+
+
+def pair_comparisons(results: Results) -> dict[Pair, Comparison]:
+    """Every pair of methods (later, earlier) in display order, Holm-corrected over all of them."""
+    outcomes = {label: results.outcomes(label) for label in results.labels}
+    return statistics.all_pairs(
+        outcomes, resolution=results.resolution, margin=results.margin, diverged=diverged(results)
+    )
+
+
+def diverged(results: Results) -> frozenset[str]:
+    """The methods that lost seeds."""
+    return frozenset(label for label in results.labels if results.diverged_seeds(label))
+
+
+def best_method(results: Results) -> str | None:
+    """The only method that may be set in bold. One that always diverged competes no more; one not yet run does."""
+    lost = {label for label in results.labels if _all_diverged(results.of(label, "final"))}
+    outcomes = {label: results.outcomes(label) for label in results.labels if label not in lost}
+    best = statistics.best_beyond_interval(outcomes, resolution=results.resolution)
+    return None if best is None or results.diverged_seeds(best) else best
+
+
+def _all_diverged(runs: Iterable[ScoreRun]) -> bool:
+    return {run.status for run in runs} == {"diverged"}
+
+
+def unbeaten_probe(results: Results) -> list[str]:
+    """The methods that share two seeds or more with the probe and do not beat it, each comparison on its own."""
+    if results.probe is None:
+        return []
+    probe = results.outcomes(results.probe)
+    paired = (label for label in results.labels if len(results.outcomes(label).keys() & probe.keys()) > 1)
+    verdicts = {
+        label: statistics.beats(results.outcomes(label), probe, resolution=results.resolution, margin=results.margin)
+        for label in paired
+        if label != results.probe
+    }
+    return [label for label, verdict in verdicts.items() if verdict != "better"]

@@ -1,0 +1,39 @@
+"""Every pair of methods with its verdict."""
+
+from __future__ import annotations
+
+from reports.comparing import pair_comparisons
+from reports.records import Results
+from reports.statistics import Comparison, Pair
+from reports.table import EMPTY, Cell, Column, Table, count, text, with_half
+from reports.tables import METHOD, POINTS, verdict_words
+
+
+def pairs_table(results: Results) -> Table:
+    """A row for each pair of methods that share two seeds or more; without rows where there are none."""
+    found = {pair: c for pair, c in pair_comparisons(results).items() if c.difference is not None}
+    columns = (
+        METHOD,
+        Column("against", "against", text, align="left", place="terminal"),
+        Column("difference", "difference", with_half(POINTS, signed=True), "points", interval=True, place="terminal"),
+        Column("verdict", "verdict", text, align="left", place="terminal"),
+        Column("seeds", "seeds in common", count, place="terminal"),
+    )
+    return Table("pairs", "Every pair", _caption(results, len(found)), columns, tuple(map(_row, found, found.values())))
+
+
+def _row(pair: Pair, comparison: Comparison) -> tuple[Cell, ...]:
+    label, other = pair
+    difference = comparison.difference
+    interval, seeds = EMPTY, EMPTY
+    if difference is not None:
+        interval, seeds = Cell(difference.mean, difference.low, difference.high), Cell(difference.n)
+    return Cell(label), Cell(other), interval, Cell(comparison.words), seeds
+
+
+def _caption(results: Results, pairs: int) -> str:
+    return (
+        "Accuracy of the first method minus that of the second, paired by seed, with the 95 % t-interval, which is not "
+        f"corrected. Verdicts are Holm-corrected at 5 % over these {pairs} pairs, more than in the results above, so "
+        f"that a verdict there may be open here. {verdict_words(results)}"
+    )
