@@ -253,6 +253,27 @@ def test_lora_xs_starts_near_the_base_in_closed_form(shape: tuple[int, int]) -> 
     assert not start(replace(xs, init_std=0.0), W).train["R"].any()
 
 
+def test_lora_xs_randomised_is_near_the_top_and_another_for_every_seed() -> None:
+    """As the spectrum asks: more power iterations find more of the top subspace, and different draws agree on it."""
+    W = weight_of(48, 40)
+    exact = start(LoRAXS(rank=4), W).frozen["B"]
+
+    def bases(iterations: int, seed: int) -> Tensor:
+        variant = LoRAXS(rank=4, svd="randomised", oversampling=0, iterations=iterations)
+        return variant.init(W, torch.Generator().manual_seed(seed)).frozen["B"]
+
+    def missed(B: Tensor) -> float:
+        """Of the exact top subspace: squared sines of the angles, summed."""
+        return 4 - float((exact.T @ B).square().sum())
+
+    assert missed(bases(0, 1)) > missed(bases(2, 1)) > missed(bases(30, 1))
+    assert missed(bases(300, 1)) < 1e-3
+    close(bases(2, 1), bases(2, 1), 0.0, "the seed decides")
+    assert float((bases(2, 1) - bases(2, 2)).norm()) > 0.1
+    close(bases(2, 1).T @ bases(2, 1), eye(4), 1e-12, "still orthonormal")
+    assert missed(exact) < 1e-9, "the control"
+
+
 def test_lora_xs_noise_has_the_declared_size() -> None:
     R = start(LoRAXS(rank=40), weight_of(48, 48)).train["R"]
     assert 0.95e-5 < float(R.std()) < 1.05e-5

@@ -224,6 +224,28 @@ def test_pissa_of_peft_is_rebuilt_otherwise_under_another_random_state() -> None
     assert 3 * error(better.base) < error(residuals[0])
 
 
+@pytest.mark.parametrize("iterations", [2, 4, 16])
+@pytest.mark.parametrize("case", [SQUARE, Case(48, 40)], ids=str)
+def test_pissa_without_oversampling_is_pefts_niter(
+    case: Case, iterations: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the same draw; of a layer wider than tall torch sketches the other side, so there no draw is the same."""
+    pissa = PiSSA(rank=3, alpha=6.0, svd="randomised", oversampling=0, iterations=iterations)
+    W = model_of(case, torch.float32).layer.weight.detach().double()
+    mine = pissa.init(W, generator(1))
+    assert mine.base is not None
+    draw = torch.randn(case.in_, 3, generator=generator(1), dtype=torch.float64)
+    settings = config(pissa, case, init_lora_weights=f"pissa_niter_{iterations}")
+    with monkeypatch.context() as inside:
+        inside.setattr(torch, "randn", lambda *shape, **k: draw.to(k["dtype"]))
+        layer = layer_of(theirs(settings, case))
+    close(layer.base_layer.weight.detach(), mine.base, 1e-4, "residual")
+    exact = PiSSA(rank=3, alpha=6.0).init(W, generator(1))
+    if iterations == 2:
+        with pytest.raises(AssertionError, match="off by"):
+            close(layer.base_layer.weight.detach(), exact.base, 1e-4, "residual")
+
+
 # ---- starts from the gradient ---------------------------------------------------------------------------------------
 
 
