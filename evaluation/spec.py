@@ -104,28 +104,46 @@ class Training(_Frozen):
 
 
 class Protocol(_Frozen):
-    """How learning rates and seeds are chosen. ``lr`` is the centre of LoRA's grid; a method's own centre is that times
-    its ``lr_ratio``. With one point there is nothing to search: final runs use the centre. So do they, at the prior and
-    whatever ``lr`` and ``points`` stand beside a method, under the ruleset ``defaults``.
+    """How learning rates and seeds are chosen. A method's own centre is ``lr`` times its ``lr_ratio``. With one point
+    there is nothing to search: final runs use the centre."""
 
-    ``trials`` is the budget of every method, at least ``points``: what the grid leaves of it goes a step beyond the
-    edge while the best rate lies there, and between the best rates otherwise. ``search_seeds`` runs make a trial."""
-
-    ruleset: Literal["tuned", "defaults"] = "tuned"
-    lr: Positive = 5e-3
-    points: Count = 3
-    per_decade: Count = 2
-    trials: Count | None = None
-    search_seeds: Count = 1
-    seeds: Count = 3
+    ruleset: Literal["tuned", "defaults"] = Field(
+        default="tuned",
+        description="With `defaults` nothing is searched: every method runs at its prior, whatever `lr` and `points` "
+        "stand beside it.",
+    )
+    lr: Positive = Field(default=5e-3, description="Centre of LoRA's learning-rate grid.")
+    points: Count = Field(default=3, description="Learning rates of the grid.")
+    per_decade: Count = Field(default=2, description="Of them to a factor of ten.")
+    trials: Count | None = Field(
+        default=None,
+        description="Learning rates that every method tries: what the grid leaves goes a step beyond its edge while "
+        "the best rate lies there, and between the best rates otherwise.",
+    )
+    search_seeds: Count = Field(default=1, description="Runs of every rate that is tried.")
+    seeds: Count = Field(default=3, description="Final runs, each with a seed of its own.")
+    max_seeds: Count | None = Field(
+        default=None,
+        description="Go on, doubling the seeds of the methods in question, until every pair of methods is decided or "
+        "so many are reached.",
+    )
+    margin: Share = Field(default=0.005, description="Differences of the score below it are practically none.")
 
     @model_validator(mode="after")
-    def _within_the_budget(self) -> Protocol:
+    def _consistent(self) -> Protocol:
         if self.trials is not None and self.trials < self.points:
-            raise ValueError(
-                f"{self.points} points are more than {self.trials} trials: give more trials or fewer points"
-            )
+            raise ValueError(f"{self.points} points are more than {self.trials} trials: change one of them")
+        if self.max_seeds is not None and not 2 <= self.seeds < self.max_seeds:
+            raise ValueError(f"seeds go from {self.seeds} up to {self.max_seeds}: begin with at least 2, end with more")
         return self
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Numbers of seeds at which it is decided whether to go on, the last the cap; without a cap the only one."""
+        found = [self.seeds]
+        while found[-1] < (self.max_seeds or 0):
+            found.append(min(2 * found[-1], self.max_seeds or 0))
+        return tuple(found)
 
 
 class Merging(_Frozen):
