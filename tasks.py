@@ -257,6 +257,20 @@ def report(directory: Annotated[Path, typer.Argument(help="A results folder.")])
 
 
 @app.command()
+def schema(out: Annotated[Path | None, typer.Option(help="File to write, instead of printing it.")] = None) -> None:
+    """The JSON schema of suite files, for editors.
+
+    Example: python3 tasks.py schema --out suite.schema.json
+    """
+    from evaluation.schema import schema_text
+
+    if out is None:
+        print(schema_text(), end="")
+    else:
+        write_text(out, schema_text())
+
+
+@app.command()
 def variants(
     names: Annotated[list[str], typer.Argument(help="Methods to show in full; none lists all in short.")] = [],  # noqa: B006
     as_json: Json = False,
@@ -509,6 +523,17 @@ def listing(rows: list[dict[str, Any]], as_json: bool) -> None:
         print(json.dumps(rows, indent=1))
     else:
         console.print(rows_table(rows))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file and says so."""
+    from evaluation.spec import Unusable
+
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Unusable(f"cannot write {path}: {error.strerror or error}") from error
+    console.print(f"wrote {path}", soft_wrap=True)
 
 
 def print_report(directory: Path) -> None:

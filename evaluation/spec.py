@@ -26,7 +26,10 @@ SUITES = Path(__file__).parent / "suites"
 Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v), Field(min_length=1)]
+_Several = Annotated[tuple[str, ...], Field(min_length=1)]
+Names = Annotated[
+    _Several, BeforeValidator(lambda v: (v,) if isinstance(v, str) else v, json_schema_input_type=str | _Several)
+]
 
 
 class Unusable(ValueError):
@@ -67,12 +70,14 @@ class Entry(_Frozen):
     its own (a bottleneck adapter belongs elsewhere than LoRA), or with a search and seeds of its own, where some
     methods are to be compared in more depth than the others."""
 
-    label: str
+    label: str = Field(description="What tables call the method; its name unless given, and unlike all others.")
     method: Method
-    lr: Positive | None = None
-    where: Names | None = None
-    points: Count | None = None
-    seeds: Count | None = None
+    lr: Positive | None = Field(default=None, description="Centre of its learning-rate grid.")
+    where: Names | None = Field(
+        default=None, description="Layers of its own, in place of the suite's: patterns of their names."
+    )
+    points: Count | None = Field(default=None, description="Learning rates to try, in place of the protocol's.")
+    seeds: Count | None = Field(default=None, description="Final runs, in place of the protocol's.")
 
     @model_validator(mode="before")
     @classmethod
@@ -87,20 +92,22 @@ class Entry(_Frozen):
 
 class Training(_Frozen):
     """Everything that decides a training run besides the method. Dropout is a probability, warmup a share of steps,
-    max_length a number of tokens. ``subset`` trains on so many examples, drawn anew with every seed."""
+    max_length a number of tokens."""
 
-    steps: Count = 60
-    subset: Count | None = None
-    batch_size: Count = 16
-    head_lr: Positive = 1e-2
-    schedule: Literal["linear", "cosine"] = "linear"
-    warmup: Share = 0.1
-    clip: Positive = 1.0
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 0.0
-    adapter_dropout: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
-    base_dropout: Annotated[bool, Field(strict=True)] = False
-    max_length: Count = 128
-    precision: Literal["float32", "bfloat16"] = "float32"
+    steps: Count = Field(default=60, description="Optimiser steps of a run.")
+    subset: Count | None = Field(default=None, description="Train on so many examples, drawn anew with every seed.")
+    batch_size: Count = Field(default=16, description="Examples a step.")
+    head_lr: Positive = Field(default=1e-2, description="Learning rate of the task head, the same for every method.")
+    schedule: Literal["linear", "cosine"] = Field(
+        default="linear", description="How the rates fall to zero after the warm-up."
+    )
+    warmup: Share = Field(default=0.1, description="Share of the steps in which the rates rise from zero.")
+    clip: Positive = Field(default=1.0, description="Largest norm of the gradient; longer ones are scaled down to it.")
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True, description="AdamW's.")] = 0.0
+    adapter_dropout: Annotated[float, Field(ge=0, lt=1, strict=True, description="On an adapter's input.")] = 0.0
+    base_dropout: Annotated[bool, Field(strict=True, description="Whether the base keeps its own dropout.")] = False
+    max_length: Count = Field(default=128, description="Tokens to which an example is cut.")
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="Of the products in training.")
 
 
 class Protocol(_Frozen):
@@ -151,61 +158,75 @@ class Merging(_Frozen):
     update; or ``full``, which adds survival by size, drift over ``cycles`` of merging and unmerging, the factors, and
     the ways to deploy on a quantised base."""
 
-    items: Count = 200
-    formats: Annotated[tuple[Format, ...], Field(min_length=1)] = FORMATS
-    cycles: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 10, 100)
-    depth: Literal["outputs", "full"] = "outputs"
+    items: Count = Field(default=200, description="Test items whose outputs are compared.")
+    formats: tuple[Format, ...] = Field(
+        default=FORMATS, min_length=1, description="Storage formats of the merged weights."
+    )
+    cycles: tuple[Count, ...] = Field(
+        default=(1, 10, 100), min_length=1, description="Merges and unmerges before looking."
+    )
+    depth: Literal["outputs", "full"] = Field(default="outputs", description="What is measured; full takes longer.")
 
 
 class Speed(_Frozen):
     """The shape on which speed is measured: batch_size sequences of the same number of tokens. Latency, of one token
     and of a batch, has rounds and rows of its own: every method is timed in up to three forms."""
 
-    batch_size: Count = 16
-    tokens: Count = 16
-    warmup: Count = 3
-    rounds: Count = 15
-    latency_rounds: Count = 8
-    latency_batch_size: Count = 4
+    batch_size: Count = Field(default=16, description="Rows of a step.")
+    tokens: Count = Field(default=16, description="Tokens of a row.")
+    warmup: Count = Field(default=3, description="Rounds before the clock counts.")
+    rounds: Count = Field(default=15, description="Rounds in which every method takes one timed step.")
+    latency_rounds: Count = Field(default=8, description="Rounds in which every model takes one timed forward pass.")
+    latency_batch_size: Count = Field(default=4, description="Rows of the batch whose forward pass is timed.")
 
 
 class Quantised(_Frozen):
     """Starts on a quantised base (QLoRA, LoftQ, QPiSSA), compared on test items at these ranks."""
 
-    ranks: Annotated[tuple[Count, ...], Field(min_length=1)] = (4, 8, 16, 32)
-    formats: Annotated[tuple[Literal["int8", "nf4"], ...], Field(min_length=1)] = ("int8", "nf4")
-    items: Count = 100
+    ranks: tuple[Count, ...] = Field(default=(4, 8, 16, 32), min_length=1, description="Ranks of the starts.")
+    formats: tuple[Literal["int8", "nf4"], ...] = Field(
+        default=("int8", "nf4"), min_length=1, description="Of the base."
+    )
+    items: Count = Field(default=100, description="Test items whose outputs are compared.")
 
 
 class Calibration(_Frozen):
     """How much training data a method sees whose start depends on gradients or on a layer's inputs."""
 
-    batches: Count = 8
-    batch_size: Count = 16
+    batches: Count = Field(default=8, description="Batches of training examples.")
+    batch_size: Count = Field(default=16, description="Examples a batch.")
 
 
 class Suite(_Frozen):
     """A comparison: which methods, on what, how."""
 
-    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # also the name of its results folder
-    model: str
-    benchmark: str
-    where: Names
-    baseline: str = "lora"
-    methods: Annotated[tuple[Entry, ...], Field(min_length=1)]
+    name: str = Field(pattern=r"^\w[\w.-]*$", description="Also of its results folder; the file's unless given.")
+    model: str = Field(description="A name that `models` lists, a folder, or org/name on the hub.")
+    benchmark: str = Field(description="A name that `benchmarks` lists.")
+    where: Names = Field(description="Layers that get an adapter: patterns of their names.")
+    baseline: str = Field(default="lora", description="Label of the method that all others are compared with.")
+    methods: tuple[Entry, ...] = Field(min_length=1, description="What is compared; hyperparameters beside the name.")
     training: Training = Training()
     protocol: Protocol = Protocol()
-    merging: Annotated[Merging | None, BeforeValidator(_off)] = Merging()
-    speed: Annotated[Speed | None, BeforeValidator(_off)] = Speed()
+    merging: Annotated[Merging | None, BeforeValidator(_off, json_schema_input_type=Merging | Literal[False])] = (
+        Merging()
+    )
+    speed: Annotated[Speed | None, BeforeValidator(_off, json_schema_input_type=Speed | Literal[False])] = Speed()
     quantised: Quantised | None = None
     calibration: Calibration = Calibration()
-    # Which final runs keep their trained adapter, to merge, export or combine it: each method's first, all, or none.
-    keep: Literal["first", "all", "none"] = "first"
-    # What differs between the seeds of a method; the rest is drawn once. Methods share all of it within a seed.
-    vary: Annotated[tuple[Axis, ...], Field(min_length=1)] = AXES
-    limit: Count | None = None  # at most so many examples of each split, for tests
-    # Trainable parameters for every method that has a size and does not give it: a number, or a share such as "0.3%".
-    budget: Annotated[str, BeforeValidator(lambda v: str(v) if type(v) is int else v)] | None = None
+    keep: Literal["first", "all", "none"] = Field(
+        default="first", description="Which final runs of a method keep their adapter, to merge, export or combine it."
+    )
+    vary: tuple[Axis, ...] = Field(
+        default=AXES,
+        min_length=1,
+        description="What differs between the seeds of a method; the rest is drawn once. Methods share all of it.",
+    )
+    limit: Count | None = Field(default=None, description="At most so many examples of each split, for tests.")
+    budget: Annotated[str, BeforeValidator(lambda v: str(v) if type(v) is int else v, str | int)] | None = Field(
+        default=None,
+        description="Trainable parameters of methods which have a size and do not give it: a number or a share (0.3%).",
+    )
 
     def points_of(self, entry: Entry) -> int:
         """The learning rates of a method's grid; with one, there is no search."""

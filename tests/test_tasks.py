@@ -102,6 +102,7 @@ VERBS = [
     "plan",
     "status",
     "report",
+    "schema",
     "merge",
     "export",
     "import",
@@ -167,6 +168,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["params", "--model", "minilm", "--budget", "lots"], "write a number of parameters"),
         (["status", "nowhere"], "not a results folder"),
         (["report", "nowhere"], "nowhere"),
+        (["schema", "--out", "nowhere/suite.schema.json"], "cannot write nowhere/suite.schema.json"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -180,6 +182,13 @@ def test_bad_input_is_one_line_and_exit_code_2(
     problem = done.stderr.strip().splitlines()
     assert len(problem) == 1 or problem[0].startswith("Usage:")  # what the option parser itself refuses
     assert not list(tmp_path.glob("r/runs/*"))
+
+
+def test_the_schema_of_suites_is_printed_or_written(verb: Callable[..., Said], tmp_path: Path) -> None:
+    printed, written = verb("schema"), verb("schema", "--out", str(tmp_path / "s.json"))
+    assert (printed.returncode, written.returncode) == (0, 0)
+    assert "methods" in json.loads(printed.stdout)["properties"]
+    assert (tmp_path / "s.json").read_text() == printed.stdout
 
 
 @pytest.mark.assets

@@ -302,7 +302,7 @@ def test_changes_reach_their_places(tmp_path):
         ("training.steps", "seven", "training.steps: Input should be a valid integer"),
         ("model.name", "x", "--set model.name: model is not a table"),
         ("methods.0.rank", "3", "--set methods.0.rank: methods is not a table"),
-        ("where", "[]", "where: Value should have at least 1 item"),
+        ("where", "[]", "where: Tuple should have at least 1 item"),
         ("a.b.c", "1", "unknown key 'a'"),
     ],
 )

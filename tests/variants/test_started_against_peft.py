@@ -237,7 +237,7 @@ def test_pissa_without_oversampling_is_pefts_niter(
     draw = torch.randn(case.in_, 3, generator=generator(1), dtype=torch.float64)
     settings = config(pissa, case, init_lora_weights=f"pissa_niter_{iterations}")
     with monkeypatch.context() as inside:
-        inside.setattr(torch, "randn", lambda *shape, **k: draw.to(k["dtype"]))
+        inside.setattr(torch, "randn", lambda *_, dtype, **__: draw.to(dtype))
         layer = layer_of(theirs(settings, case))
     close(layer.base_layer.weight.detach(), mine.base, 1e-4, "residual")
     exact = PiSSA(rank=3, alpha=6.0).init(W, generator(1))
