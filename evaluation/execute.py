@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from evaluation.benchmarks import load_benchmark
 from evaluation.calibration import Statistics, calibrate, digest
 from evaluation.clock import Clock
-from evaluation.data import Data, axis_seed, tokenise, training_batches
+from evaluation.data import Data, Split, axis_seed, tokenise, training_batches
 from evaluation.digests import source_digest
 from evaluation.kept import keep
 from evaluation.machine import environment
@@ -22,6 +22,8 @@ from evaluation.measures.merging import merging
 from evaluation.measures.parameters import parameters
 from evaluation.measures.quantised import quantised
 from evaluation.measures.score import score
+from evaluation.measures.spectrum import Watch
+from evaluation.measures.spectrum.forgetting import features
 from evaluation.measures.speed import random_batch, speed
 from evaluation.measures.start import start
 from evaluation.models import Base, load_base
@@ -39,16 +41,24 @@ class Workbench:
     benchmark: str
     device: torch.device
     base: Base = field(init=False)
-    _data: dict[int, Data] = field(init=False, default_factory=dict)
+    _data: dict[tuple[str, int], Data] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.base = load_base(self.model)
         self.base.encoder.to(self.device)
 
     def data(self, max_length: int, limit: int | None) -> Data:
-        if max_length not in self._data:
-            self._data[max_length] = tokenise(load_benchmark(self.benchmark), self.base.tokenizer, max_length)
-        return self._data[max_length].head(limit)
+        return self._tokenised(self.benchmark, max_length).head(limit)
+
+    def text(self, benchmark: str, max_length: int, items: int) -> Split:
+        """The first validation texts of any benchmark, such as one that is not trained on."""
+        return self._tokenised(benchmark, max_length).validation.head(items)
+
+    def _tokenised(self, benchmark: str, max_length: int) -> Data:
+        place = benchmark, max_length
+        if place not in self._data:
+            self._data[place] = tokenise(load_benchmark(benchmark), self.base.tokenizer, max_length)
+        return self._data[place]
 
     def check_identity(self, run: Run) -> None:
         """Raises ValueError unless model, data and methods are those whose digests the run, and so its record, has."""
@@ -63,8 +73,10 @@ class Workbench:
         """Puts every method of a suite on the model and takes it off again.
 
         Raises:
-            Unusable: one of them cannot work here.
+            Unusable: one of them cannot work here, or a text that it takes cannot be had.
         """
+        if suite.spectrum and suite.spectrum.forgetting:
+            load_benchmark(suite.spectrum.forgetting)
         for entry in suite.methods:
             try:
                 variant, where = create(entry.method.name, entry.method.hyperparameters), suite.layers_of(entry)
@@ -128,7 +140,7 @@ def _score(run: ScoreRun, bench: Workbench, clock: Clock, measures: dict[str, An
     data = replace(data, train=data.train.drawn(run.training.subset, seed_of(run, "subset")))
     variant = create(run.method.name, run.method.hyperparameters)
     base = bench.base.encoder
-    stock = {path: p.detach().clone() for path, p in base.named_parameters()} if run.merging else {}
+    stock = {path: p.detach().clone() for path, p in base.named_parameters()} if run.merging or run.spectrum else {}
     head_seed, adapter_seed = seed_of(run, "head"), seed_of(run, "adapter")
     stats: Statistics | None = None
     if run.calibration is not None:
@@ -136,6 +148,7 @@ def _score(run: ScoreRun, bench: Workbench, clock: Clock, measures: dict[str, An
             head = Classifier(base, bench.base.hidden, data.classes, head_seed).to(bench.device)
             stats = _calibrated(run, run.calibration, head, variant, data)
         measures["calibration"] = {"digest": digest(stats), "layers": len(stats)}
+    watch = _watch(run, bench, stock, clock)
     with ExitStack() as stack:
         with clock("attach"):
             dropout = run.training.adapter_dropout
@@ -146,13 +159,15 @@ def _score(run: ScoreRun, bench: Workbench, clock: Clock, measures: dict[str, An
         if run.merging:
             measures["start"] = start(model, variant, split, run.merging, clock)
         measures["training"] = {"loss": []}
-        _train(run, model, variant, data, bench.device, clock, measures["training"]["loss"])
+        _train(run, model, variant, data, bench.device, clock, measures["training"]["loss"], watch)
         outputs = logits(model, split, clock, bench.device, run.training.precision)
         if not bool(torch.isfinite(outputs).all()):
             raise Diverged("the outputs after training are not finite")
         measures["score"] = score(outputs, split)
         if run.keep and folder is not None:
             measures["kept"] = keep(folder, model, variant)
+        if watch:
+            measures["spectrum"] = watch.after(model, variant)
         if run.merging:
             measures["merging"] = merging(model, variant, stock, split, run.merging, clock, run.seed)
     if run.merging:
@@ -162,6 +177,19 @@ def _score(run: ScoreRun, bench: Workbench, clock: Clock, measures: dict[str, An
 def seed_of(run: ScoreRun, axis: Axis) -> int:
     """What a run draws on one axis from."""
     return axis_seed(axis, run.index(axis))
+
+
+def _watch(run: ScoreRun, bench: Workbench, stock: dict[str, Tensor], clock: Clock) -> Watch | None:
+    """What measures the spectra, having seen the untouched base; None where they are not asked for."""
+    spec = run.spectrum
+    if spec is None:
+        return None
+    text = before = None
+    if spec.forgetting and spec.depth == "full":
+        text = bench.text(spec.forgetting, run.training.max_length, spec.items)
+        with clock("spectrum"):
+            before = features(Classifier(bench.base.encoder, bench.base.hidden, 1, seed=0).to(bench.device), text)
+    return Watch(spec, stock, run.where, text, before, run.training.steps, clock)
 
 
 def _quantised(run: QuantisedRun, bench: Workbench, clock: Clock) -> dict[str, Any]:
@@ -186,12 +214,17 @@ def _train(
     device: torch.device,
     clock: Clock,
     losses: list[float],
+    watch: Watch | None,
 ) -> None:
     trainer = Trainer(model, variant, run.training, run.lr, clock)
     batches = training_batches(data.train, run.training.batch_size, seed_of(run, "data order"))
+    if watch:
+        watch.at(model.encoder, 0)
     with seeded(seed_of(run, "dropout"), device):
-        for _ in range(run.training.steps):
+        for step in range(1, run.training.steps + 1):
             losses.append(trainer.step(data.train.batch(next(batches)).to(device)))
+            if watch:
+                watch.at(model.encoder, step)
 
 
 def same_bits(encoder: nn.Module, stock: dict[str, Tensor]) -> bool:

@@ -26,6 +26,7 @@ from evaluation.spec import (
     Record,
     Run,
     ScoreRun,
+    Spectrum,
     SpeedRun,
     Suite,
     Unusable,
@@ -165,11 +166,19 @@ class Plan:
             split="validation" if stage == "search" else "test",
             where=self.suite.layers_of(entry),
             merging=merging,
+            spectrum=self._spectrum(stage, first),
             calibration=self.suite.calibration if method(entry.method.name).needs else None,
             keep=self._keeps(entry, stage, first),
             vary=self.suite.vary,
             **self._common((entry,)),
         )
+
+    def _spectrum(self, stage: str, first: bool) -> Spectrum | None:
+        """In full on a method's first final run; of the others, what comparing seeds takes."""
+        spec = self.suite.spectrum
+        if spec is None or stage == "search":
+            return None
+        return spec if first else spec.model_copy(update={"depth": "directions"})
 
     def _keeps(self, entry: Entry, stage: str, first: bool) -> bool:
         """Whether a run keeps its trained adapter. A peer's belongs to its own library."""

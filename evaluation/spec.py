@@ -190,6 +190,28 @@ class Quantised(_Frozen):
     items: Count = Field(default=100, description="Test items whose outputs are compared.")
 
 
+class Spectrum(_Frozen):
+    """How the trained update is looked at. Every method's first final run is measured in full, the others give only
+    their directions."""
+
+    directions: Count = Field(
+        default=8, description="Singular directions of the update, and of either end of the base weight's spectrum."
+    )
+    intruders: Count = Field(default=10, description="Leading singular vectors of the changed weight to examine.")
+    epsilon: Share = Field(default=0.5, description="Cosine below which one of them is new.")
+    layers: Count = Field(default=2, description="Layers whose directions are kept for comparing runs.")
+    points: Annotated[int, Field(ge=2, strict=True)] = Field(
+        default=8, description="Of the orthogonality defect over training."
+    )
+    forgetting: Annotated[str | None, BeforeValidator(_off, json_schema_input_type=str | Literal[False])] = Field(
+        default="polarity", description="Benchmark on whose validation texts the base's change is measured, or false."
+    )
+    items: Annotated[int, Field(ge=3, strict=True)] = Field(  # two pairs of similarities cannot be ranked
+        default=100, description="Of these texts."
+    )
+    depth: Literal["directions", "full"] = Field(default="full", description="How much a run measures.")
+
+
 class Calibration(_Frozen):
     """How much training data a method sees whose start depends on gradients or on a layer's inputs."""
 
@@ -213,6 +235,7 @@ class Suite(_Frozen):
     )
     speed: Annotated[Speed | None, BeforeValidator(_off, json_schema_input_type=Speed | Literal[False])] = Speed()
     quantised: Quantised | None = None
+    spectrum: Annotated[Spectrum | None, BeforeValidator(_off, json_schema_input_type=Spectrum | Literal[False])] = None
     calibration: Calibration = Calibration()
     keep: Literal["first", "all", "none"] = Field(
         default="first", description="Which final runs of a method keep their adapter, to merge, export or combine it."
@@ -254,6 +277,8 @@ class Suite(_Frozen):
         if self.baseline not in labels:
             near = suggestion(self.baseline, list(labels))
             raise ValueError(f"baseline {self.baseline!r} is not one of the methods: {near}")
+        if self.spectrum and self.spectrum.forgetting == self.benchmark:
+            raise ValueError(f"spectrum.forgetting: {self.benchmark!r} is trained on: name another benchmark, or false")
         return self
 
 
@@ -285,6 +310,7 @@ class ScoreRun(_Frozen):
     calibration: Calibration | None = None  # only for methods that need one
     keep: bool = False  # the trained adapter and head lie beside the record
     vary: tuple[Axis, ...] = AXES
+    spectrum: Spectrum | None = None
     device: str
     identity: Identity
 
@@ -330,15 +356,19 @@ Run = Annotated[ScoreRun | SpeedRun | QuantisedRun, Field(discriminator="kind")]
 
 def key(run: Run) -> str:
     """The run's name in the store: 16 hex digits of the hash of its canonical JSON."""
-    text = json.dumps(run.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    described = run.model_dump(mode="json")
+    if isinstance(run, ScoreRun) and run.spectrum is None:
+        described.pop("spectrum", None)  # records from before there was such a field keep their names
+    text = json.dumps(described, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Record(_Frozen):
     """What one run gave. The only thing that reports see; every field is plain JSON.
 
-    ``measures`` holds one entry a measurement: ``parameters``, ``start``, ``score`` and ``merging`` for a score run,
-    ``speed`` for a speed run, ``quantised`` for a quantised run; each measure's module says what its entry contains.
+    ``measures`` holds one entry a measurement: ``parameters``, ``start``, ``score``, ``spectrum`` and ``merging`` for a
+    score run, ``speed`` for a speed run, ``quantised`` for a quantised run; each measure's module says what its entry
+    contains.
     ``seconds`` sums the wall time of the run by what was done (forward, backward, optimiser, hooks, evaluation, ...). A
     diverged run is a result; a failed one is computed again when the suite is started again.
     """
@@ -404,6 +434,7 @@ def _known_keys(place: tuple[int | str, ...]) -> list[str]:
         "merging": Merging,
         "speed": Speed,
         "quantised": Quantised,
+        "spectrum": Spectrum,
         "calibration": Calibration,
     }
     model: type[BaseModel] = sections.get(str(place[0]), Suite) if len(place) > 1 else Suite

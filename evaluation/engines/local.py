@@ -58,7 +58,8 @@ class Account:
 
     @property
     def overhead_share(self) -> float:
-        """Share of the slots' time not spent in forward, backward, optimiser (hooks included) or evaluation."""
+        """Share of the slots' time not spent in forward, backward, optimiser (hooks included), evaluation or
+        spectra."""
         return 1 - self.useful / self.slots if self.slots else 0.0
 
 
@@ -160,7 +161,7 @@ class LocalEngine:
             self._collect(future)
 
     def _book(self, record: Record, elapsed: float) -> None:
-        useful = ("forward", "backward", "optimiser", "hooks", "evaluation")
+        useful = ("forward", "backward", "optimiser", "hooks", "evaluation", "spectrum")
         self.account.useful += sum(record.seconds.get(phase, 0.0) for phase in useful)
         if isinstance(record.run, SpeedRun):  # the other slots were empty on purpose
             self.account.slots -= elapsed * (self.workers - 1)

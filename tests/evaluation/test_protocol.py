@@ -19,6 +19,7 @@ from evaluation.spec import (
     QuantisedRun,
     Record,
     ScoreRun,
+    Spectrum,
     SpeedRun,
     Suite,
     Training,
@@ -110,6 +111,17 @@ def test_search_sees_validation_and_final_sees_test_with_other_seeds():
     assert len(final) == len(METHODS) * 2
     assert [r.merging is not None for r in final if r.method.name == "lora"] == [True, False]
     assert not any(r.merging for r in search)
+
+
+def test_the_first_final_run_has_its_spectra_in_full_and_the_others_their_directions():
+    spec = Spectrum(items=7)
+    p = plan(spectrum=spec)
+    records = by_key(*(record(run) for run in p.runs({})))
+    runs = [run for run in p.runs(records) if isinstance(run, ScoreRun) and run.method.name == "lora"]
+    assert [r.spectrum for r in runs if r.stage == "search"] == [None] * 3
+    others = spec.model_copy(update={"depth": "directions"})
+    assert [r.spectrum for r in runs if r.stage == "final"] == [spec, others]
+    assert not any(r.spectrum for r in plan().runs(records) if isinstance(r, ScoreRun))
 
 
 def test_a_method_is_final_as_soon_as_its_own_search_is_complete():

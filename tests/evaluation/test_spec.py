@@ -19,6 +19,7 @@ from evaluation.spec import (
     Quantised,
     Record,
     ScoreRun,
+    Spectrum,
     Speed,
     SpeedRun,
     Suite,
@@ -77,6 +78,7 @@ CHANGES: dict[str, Any] = {
     "limit": 5,
     "training": Training(steps=4, batch_size=8),
     "merging": Merging(items=11),
+    "spectrum": Spectrum(items=11),
     "calibration": Calibration(),
     "keep": True,
     "vary": ("head",),
@@ -317,3 +319,13 @@ def test_speed_run_is_told_from_a_score_run_by_its_kind():
     runs = [toy.run("lora"), toy.speed_run()]
     records = [Record(key=key(run), run=run.model_dump(mode="json"), status="done") for run in runs]
     assert [type(record.run) for record in records] == [ScoreRun, SpeedRun]
+
+
+def test_spectra_are_off_unless_asked_for():
+    assert load_suite("quick").spectrum is None
+    assert load_suite("quick", {"spectrum.items": "50"}).spectrum == Spectrum(items=50)
+    assert load_suite("quick", {"spectrum.forgetting": "false"}).spectrum.forgetting is None
+    with pytest.raises(Unusable, match="'polarity' is trained on: name another benchmark, or false"):
+        load_suite("quick", {"benchmark": "polarity", "spectrum.items": "50"})
+    with pytest.raises(Unusable, match=r"unknown key 'spectrum.item': did you mean items"):
+        load_suite("quick", {"spectrum.item": "50"})
