@@ -13,6 +13,7 @@ from reports.drawing import Figure, compose, inline, log_axis, looks, tips
 from reports.merging_figures import drift_figure, quantised_figure, survival_error_figure, survival_figure
 from reports.records import Results
 from reports.rounding import plus_minus, rate
+from reports.spectra_figures import defects_figure, similarity_figure, spectrum_figure
 from reports.table import plain
 from reports.tables import POINTS, mean_cell
 
@@ -30,6 +31,9 @@ def figures(results: Results) -> dict[str, Figure]:
         survival_error_figure(results),
         drift_figure(results),
         quantised_figure(results),
+        spectrum_figure(results),
+        similarity_figure(results),
+        defects_figure(results),
         speed_figure(results),
         latency_figure(results, "token"),
         latency_figure(results, "batch"),

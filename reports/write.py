@@ -17,6 +17,7 @@ from reports.orthogonality import orthogonality_table
 from reports.pairs import pairs_table
 from reports.records import Results, load
 from reports.render import escape_markdown, statements_markdown, to_csv, to_latex, to_markdown, to_rich
+from reports.spectra import spectrum_table
 from reports.starts import quantised_table, start_table
 from reports.table import Table, plain
 from reports.tables import main_table, methods_table, rates_table, unscored_table
@@ -69,6 +70,7 @@ def all_tables(results: Results) -> dict[str, Table]:
         factors_table,
         deployments_table,
         quantised_table,
+        spectrum_table,
         merge_cost_table,
         latency_table,
         speed_table,
