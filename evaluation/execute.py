@@ -18,6 +18,7 @@ from evaluation.data import Data, Split, axis_seed, tokenise, training_batches
 from evaluation.digests import source_digest
 from evaluation.kept import keep
 from evaluation.machine import environment
+from evaluation.measures.curvature import curvature
 from evaluation.measures.merging import merging
 from evaluation.measures.parameters import parameters
 from evaluation.measures.quantised import quantised
@@ -158,6 +159,8 @@ def _score(run: ScoreRun, bench: Workbench, clock: Clock, measures: dict[str, An
         split = data.validation if run.split == "validation" else data.test
         if run.merging:
             measures["start"] = start(model, variant, split, run.merging, clock)
+        if run.forecast:
+            measures["curvature"] = _curvature(run, model, variant, data, clock)
         measures["training"] = {"loss": []}
         _train(run, model, variant, data, bench.device, clock, measures["training"]["loss"], watch)
         outputs = logits(model, split, clock, bench.device, run.training.precision)
@@ -197,6 +200,14 @@ def _quantised(run: QuantisedRun, bench: Workbench, clock: Clock) -> dict[str, A
     spec, data = run.quantised, bench.data(run.training.max_length, run.limit)
     model = Classifier(bench.base.encoder, bench.base.hidden, data.classes, axis_seed("head", 0)).to(bench.device)
     return quantised(model, run.where, spec.formats, spec.ranks, data.test.head(spec.items), clock)
+
+
+def _curvature(run: ScoreRun, model: Classifier, variant: Variant, data: Data, clock: Clock) -> dict[str, Any]:
+    """On as many training rows as the first two steps see, the same for every method of a seed."""
+    seed = axis_seed("curvature", run.seed)
+    rows = next(training_batches(data.train, 2 * run.training.batch_size, seed))
+    batch = data.train.batch(rows).to(model.head.weight.device)
+    return curvature(model, variant, batch, torch.Generator().manual_seed(seed), clock)
 
 
 def _calibrated(run: ScoreRun, spec: Calibration, model: Classifier, variant: Variant, data: Data) -> Statistics:

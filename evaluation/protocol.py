@@ -170,6 +170,7 @@ class Plan:
             calibration=self.suite.calibration if method(entry.method.name).needs else None,
             keep=self._keeps(entry, stage, first),
             vary=self.suite.vary,
+            forecast=self._forecasts(entry, stage, rate, seed),
             **self._common((entry,)),
         )
 
@@ -184,6 +185,15 @@ class Plan:
         """Whether a run keeps its trained adapter. A peer's belongs to its own library."""
         wanted = {"all": stage == "final", "first": first, "none": False}[self.suite.keep]
         return wanted and ":" not in entry.method.name
+
+    def _forecasts(self, entry: Entry, stage: str, rate: float, seed: int) -> bool:
+        """Whether a run measures the curvature at the start: the first of its method, as a forecast comes before."""
+        if not self.suite.protocol.forecast:
+            return False
+        points = self.suite.points_of(entry)
+        # By its rate, not by its place in the search: it stays the same run whatever the search is extended by.
+        lowest = grid(self.centre(entry), points, self.suite.protocol.per_decade)[0]
+        return (stage, seed, rate) == (("search", 0, lowest) if points > 1 else ("final", 1, rate))
 
     def _common(self, entries: tuple[Entry, ...]) -> dict[str, Any]:
         suite = self.suite

@@ -14,7 +14,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from variants.core.registry import suggestion
 from variants.core.rounding import FORMATS, Format
@@ -135,6 +142,9 @@ class Protocol(_Frozen):
         "so many are reached.",
     )
     margin: Share = Field(default=0.005, description="Differences of the score below it are practically none.")
+    forecast: Annotated[bool, Field(strict=True)] = Field(
+        default=False, description="Measure the curvature at the start, which forecasts learning rates."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Protocol:
@@ -311,6 +321,7 @@ class ScoreRun(_Frozen):
     keep: bool = False  # the trained adapter and head lie beside the record
     vary: tuple[Axis, ...] = AXES
     spectrum: Spectrum | None = None
+    forecast: bool = False  # the curvature at the start is measured before training
     device: str
     identity: Identity
 
@@ -356,21 +367,17 @@ Run = Annotated[ScoreRun | SpeedRun | QuantisedRun, Field(discriminator="kind")]
 
 def key(run: Run) -> str:
     """The run's name in the store: 16 hex digits of the hash of its canonical JSON."""
-    described = run.model_dump(mode="json")
-    if isinstance(run, ScoreRun) and run.spectrum is None:
-        described.pop("spectrum", None)  # records from before there was such a field keep their names
-    text = json.dumps(described, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(run.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Record(_Frozen):
     """What one run gave. The only thing that reports see; every field is plain JSON.
 
-    ``measures`` holds one entry a measurement: ``parameters``, ``start``, ``score``, ``spectrum`` and ``merging`` for a
-    score run, ``speed`` for a speed run, ``quantised`` for a quantised run; each measure's module says what its entry
-    contains.
-    ``seconds`` sums the wall time of the run by what was done (forward, backward, optimiser, hooks, evaluation, ...). A
-    diverged run is a result; a failed one is computed again when the suite is started again.
+    ``measures`` holds one entry a measurement: ``parameters``, ``start``, ``curvature``, ``score``, ``spectrum`` and
+    ``merging`` for a score run, ``speed`` for a speed run, ``quantised`` for a quantised run; its module says what
+    an entry contains. ``seconds`` sums the wall time of the run by what was done (forward, backward, optimiser,
+    hooks, evaluation, ...). A diverged run is a result; a failed one is computed again when the suite is started again.
     """
 
     key: str

@@ -12,6 +12,7 @@ from rich.text import Text
 from reports.claims import opening
 from reports.costs import latency_table, merge_cost_table, speed_table
 from reports.files import write_atomically
+from reports.forecast import forecast_table
 from reports.merging import deployments_table, merging_full_table, merging_table
 from reports.orthogonality import orthogonality_table
 from reports.pairs import pairs_table
@@ -75,6 +76,7 @@ def all_tables(results: Results) -> dict[str, Table]:
         latency_table,
         speed_table,
         rates_table,
+        forecast_table,
         methods_table,
         unscored_table,
     )

@@ -84,6 +84,26 @@ def test_centres():
     assert p.search(own)[1].lr == 0.7
 
 
+# ---- forecasts ------------------------------------------------------------------------------------------------------
+
+
+def test_a_forecast_is_made_in_the_first_run_of_each_method_and_leaves_all_others_alone():
+    plain, asked = plan(), plan(protocol=Protocol(points=3, per_decade=2, seeds=2, forecast=True))
+    runs = [run for run in asked.runs({}) if isinstance(run, ScoreRun)]
+    chosen = [run for run in runs if run.forecast]
+    assert [run.method.name for run in chosen] == [entry.label for entry in costly_first(asked.suite.methods)]
+    assert all(run.lr == min(r.lr for r in runs if r.method == run.method) for run in chosen)
+    entry = entry_of(plain, "lora")
+    assert not any(run.forecast for run in asked.final(entry, 1e-3))
+    assert {key(run) for run in runs} - {key(run) for run in plain.runs({})} == {key(run) for run in chosen}
+    assert asked.final(entry, 1e-3) == plain.final(entry, 1e-3)
+
+
+def test_without_a_search_the_first_final_run_makes_it():
+    p = plan(("lora", "probe"), protocol=Protocol(points=1, seeds=2, forecast=True))
+    assert [run.forecast for run in p.final(entry_of(p, "lora"), 5e-3)] == [True, False]
+
+
 # ---- what is run ----------------------------------------------------------------------------------------------------
 
 

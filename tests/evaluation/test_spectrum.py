@@ -32,7 +32,7 @@ from evaluation.measures.spectrum.matrices import (
     stable_rank,
 )
 from evaluation.mounting import mounted
-from evaluation.spec import Merging, Method, ScoreRun, Spectrum, key
+from evaluation.spec import Merging, Method, ScoreRun, Spectrum
 from evaluation.training import Classifier
 from tests.evaluation import toy
 from tests.evaluation.merge_cases import Gated, merge_case, stir
@@ -344,17 +344,6 @@ def test_an_update_that_is_not_defined_is_left_out():
     model = merge_case(Gated(rank=2))[0]
     watch = Watch(SPEC, {}, toy.WHERE, None, None, 3, Clock())
     assert watch.after(model, Gated(rank=2)) == dict.fromkeys(("directions", "update", "defects", "forgetting"))
-
-
-def test_a_run_without_spectra_keeps_its_name():
-    """Records of earlier versions have no such field."""
-    plain = toy.run("lora")
-    assert "spectrum" in plain.model_dump()
-    described = plain.model_dump(mode="json")
-    del described["spectrum"]
-    assert key(ScoreRun.model_validate(described)) == key(plain)
-    assert key(run("lora")) != key(run("lora", spectrum=None))
-    assert key(plain) == "13cc1aabbfe733e2"  # computed before there was one
 
 
 def test_defects_are_looked_for_once_where_there_is_no_constraint(monkeypatch):
