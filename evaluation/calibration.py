@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evaluation.data import Batch
+from evaluation.data import Batch, task_loss
 from evaluation.training import Classifier, autocast
 from variants.core import STATISTICS, Refused, Tensors
 from variants.core.host import oriented
@@ -102,7 +101,7 @@ def _gradients(
                     hooks.callback(handle.remove)
                 outputs = model(batch)
             if with_gradient:
-                loss = F.cross_entropy(raised(outputs), batch.labels)
+                loss = task_loss(raised(outputs), batch.labels)
                 found = torch.autograd.grad(loss, list(weights.values()))  # type: ignore[arg-type]
                 for path, gradient in zip(weights, found, strict=True):
                     sums[path] = sums[path] + gradient if path in sums else gradient

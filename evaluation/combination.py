@@ -12,7 +12,7 @@ from evaluation.benchmarks import load_benchmark
 from evaluation.clock import Clock
 from evaluation.data import Split, tokenise
 from evaluation.kept import Kept, base_of, classifier, mount
-from evaluation.measures.score import score
+from evaluation.measures.score import primary, score
 from evaluation.spec import Unusable
 from evaluation.training import Classifier, logits
 from variants.core import Refused, activate, detach
@@ -32,10 +32,10 @@ class Task:
     model: Classifier
     items: Split
 
-    def accuracy(self) -> float:
-        """Share of the items that are right, with what is active on the encoder at the moment."""
+    def score(self) -> float:
+        """The task's primary measure over the items, with what is active on the encoder at the moment."""
         outputs = logits(self.model, self.items, Clock(), torch.device("cpu"))
-        return float(score(outputs, self.items)["accuracy"])
+        return primary(score(outputs, self.items))
 
 
 def chosen_ways(text: str) -> list[How]:
@@ -61,7 +61,7 @@ def combined_scores(
     seed: int,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Every task's test accuracy with the base alone, with each adapter, and with every combination of all of them.
+    """Every task's test score with the base alone, with each adapter, and with every combination of all of them.
 
     Each task keeps the head which its run trained. Every adapter has weight 1.
 
@@ -73,7 +73,7 @@ def combined_scores(
         say: told what has been scored.
 
     Returns:
-        A row for the base, for every adapter, and for every way: its title under ``adapter``, the accuracy of each task
+        A row for the base, for every adapter, and for every way: its title under ``adapter``, the score of each task
         under the run's title, and what was attached.
 
     Raises:
@@ -86,7 +86,7 @@ def combined_scores(
     rows: list[dict[str, Any]] = []
 
     def add(title: str, attached: str) -> None:
-        rows.append({"adapter": title} | {task.title: task.accuracy() for task in tasks} | {"attached": attached})
+        rows.append({"adapter": title} | {task.title: task.score() for task in tasks} | {"attached": attached})
         say(title)
 
     activate(encoder, None)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from evaluation.benchmarks import Benchmark, Example
@@ -18,7 +19,8 @@ WINDOW = 16  # batches sorted by length together: enough to make rows of a batch
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded to the longest of them: input_ids and attention_mask (rows, tokens), labels (rows,)."""
+    """Rows padded to the longest of them: input_ids and attention_mask (rows, tokens), labels (rows,): class indices,
+    or the standardised numbers of regression."""
 
     input_ids: Tensor
     attention_mask: Tensor
@@ -30,19 +32,35 @@ class Batch:
 
 @dataclass(frozen=True)
 class Split:
-    """One tokenised split."""
+    """One tokenised split.
+
+    Args:
+        labels: class indices; for regression the numbers themselves.
+        metric: the benchmark's primary measure.
+        scale: for regression, mean and standard deviation of the training labels; None for classification.
+    """
 
     ids: tuple[str, ...]
     tokens: tuple[tuple[int, ...], ...]
-    labels: tuple[int, ...]
+    labels: tuple[float, ...]
     pad: int
+    metric: str = "accuracy"
+    scale: tuple[float, float] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def head(self, n: int | None) -> Split:
         """The first ``n`` examples."""
-        return self if n is None else Split(self.ids[:n], self.tokens[:n], self.labels[:n], self.pad)
+        return self if n is None else replace(self, ids=self.ids[:n], tokens=self.tokens[:n], labels=self.labels[:n])
+
+    def targets(self, index: Sequence[int] | None = None) -> Tensor:  # shape: (items,)
+        """What a model's outputs are held against: class indices, or labels of mean 0 and variance 1 over training."""
+        labels = self.labels if index is None else [self.labels[i] for i in index]
+        if self.scale is None:
+            return torch.tensor(labels)
+        mean, deviation = self.scale
+        return (torch.tensor(labels, dtype=torch.float64) - mean).div(deviation).float()
 
     def drawn(self, n: int | None, seed: int) -> Split:
         """``n`` examples by chance, in the split's order; all of them where there are no more, or for None."""
@@ -57,12 +75,12 @@ class Split:
         longest = max(len(row) for row in rows)
         ids = torch.tensor([[*row, *[self.pad] * (longest - len(row))] for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-        return Batch(ids, mask, torch.tensor([self.labels[i] for i in index]))
+        return Batch(ids, mask, self.targets(index))
 
 
 @dataclass(frozen=True)
 class Data:
-    """A benchmark, tokenised for one model."""
+    """A benchmark, tokenised for one model. ``classes``: how many outputs it asks for; regression asks for one."""
 
     train: Split
     validation: Split
@@ -74,14 +92,41 @@ class Data:
 
 
 def tokenise(benchmark: Benchmark, tokenizer: Any, max_length: int) -> Data:
-    """The benchmark's splits as token ids, cut at ``max_length`` tokens."""
+    """The benchmark's splits as token ids, cut at ``max_length`` tokens; of a pair, the longer text is cut."""
+    scale = None
+    if benchmark.kind == "regression":
+        numbers = np.array([example.label for example in benchmark.train])
+        scale = float(numbers.mean()), float(numbers.std()) or 1.0
 
     def split(examples: Sequence[Example]) -> Split:
-        encoded = tokenizer([e.text for e in examples], truncation=True, max_length=max_length)["input_ids"]
-        rows = tuple(tuple(row) for row in encoded)
-        return Split(tuple(e.id for e in examples), rows, tuple(e.label for e in examples), tokenizer.pad_token_id or 0)
+        labels, pad = tuple(e.label for e in examples), tokenizer.pad_token_id or 0
+        rows = _token_ids(examples, tokenizer, max_length)
+        return Split(tuple(e.id for e in examples), rows, labels, pad, benchmark.metric, scale)
 
-    return Data(split(benchmark.train), split(benchmark.validation), split(benchmark.test), len(benchmark.labels))
+    outputs = len(benchmark.labels) or 1
+    return Data(split(benchmark.train), split(benchmark.validation), split(benchmark.test), outputs)
+
+
+def _token_ids(examples: Sequence[Example], tokenizer: Any, max_length: int) -> tuple[tuple[int, ...], ...]:
+    """Single texts and pairs are encoded apart: a tokenizer takes one or the other at a time."""
+    rows: list[tuple[int, ...]] = [()] * len(examples)
+    for paired in (False, True):
+        chosen = [i for i, e in enumerate(examples) if (e.text_pair is not None) is paired]
+        if chosen:
+            columns = [[examples[i].text for i in chosen]]
+            columns += [[str(examples[i].text_pair) for i in chosen]] if paired else []
+            encoded = tokenizer(*columns, truncation=True, max_length=max_length)["input_ids"]
+            for i, row in zip(chosen, encoded, strict=True):
+                rows[i] = tuple(row)
+    return tuple(rows)
+
+
+def task_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of logits (rows, classes) with class indices, or the mean squared error of outputs (rows, 1) with
+    standardised numbers; labels (rows,)."""
+    if labels.is_floating_point():
+        return F.mse_loss(outputs.squeeze(1), labels)
+    return F.cross_entropy(outputs, labels)
 
 
 def axis_seed(axis: str, index: int) -> int:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluation.engines.local import Progress
+from evaluation.measures.score import primary
 from evaluation.spec import QuantisedRun, Record, Run, SpeedRun, Suite
 
 
@@ -37,7 +38,10 @@ def outcome(record: Record) -> str:
         return f"{record.status}: {(record.error or '').splitlines()[0]}"
     if isinstance(record.run, SpeedRun | QuantisedRun):
         return "measured"
-    return f"{record.run.split} accuracy {100 * record.measures['score']['accuracy']:.1f} %"
+    score = record.measures["score"]
+    name, value = score.get("metric", "accuracy"), primary(score)
+    shown = f"{100 * value:.1f} %" if name == "accuracy" else f"{value:.3f}"
+    return f"{record.run.split} {name.replace('_', '-')} {shown}"
 
 
 def duration(seconds: float | None) -> str:

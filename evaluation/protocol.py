@@ -254,7 +254,7 @@ def _resolved(entry: Entry) -> Entry:
 
 
 def chosen_rate(search: Iterable[ScoreRun], records: Mapping[str, Record]) -> float | None:
-    """The rate with the best mean validation accuracy (the lower loss decides ties), when all of the search has been
+    """The rate with the best mean validation score (the lower loss decides ties), when all of the search has been
     run. None while a run is missing or failed, and where every rate diverged with some seed."""
     found = best(trials(search, records) or ())
     return None if found is None else found.rate

@@ -9,22 +9,24 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import itemgetter
 
+from evaluation.measures.score import primary
 from evaluation.spec import Record, ScoreRun, Unusable, key
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One rate with its mean accuracy and loss over the search seeds; both None where a seed diverged."""
+    """One rate with its mean score, of the primary measure, and loss over the search seeds; both None where a seed diverged."""
 
     rate: float
-    accuracy: float | None
+    score: float | None
     loss: float | None
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Higher is better: accuracy, then the lower loss."""
-        return (-math.inf, 0.0) if self.accuracy is None or self.loss is None else (self.accuracy, -self.loss)
+        """Higher is better: score, then the lower loss."""
+        return (-math.inf, 0.0) if self.score is None or self.loss is None else (self.score, -self.loss)
 
 
 def grid(centre: float, points: int, per_decade: int) -> list[float]:
@@ -54,7 +56,7 @@ def trials(search: Iterable[ScoreRun], records: Mapping[str, Record]) -> list[Tr
 def best(found: Sequence[Trial]) -> Trial | None:
     """The best trial; None where all diverged."""
     first = max(found, key=lambda trial: trial.rank, default=None)
-    return None if first is None or first.accuracy is None else first
+    return None if first is None or first.score is None else first
 
 
 def next_rate(found: Sequence[Trial], per_decade: int) -> float:
@@ -88,7 +90,7 @@ def _trial(rate: float, records: Sequence[Record]) -> Trial:
     if any(record.status == "diverged" for record in records):
         return Trial(rate, None, None)
     scores = [record.measures["score"] for record in records]
-    means = (math.fsum(score[name] for score in scores) / len(scores) for name in ("accuracy", "loss"))
+    means = (math.fsum(value(score) for score in scores) / len(scores) for value in (primary, itemgetter("loss")))
     return Trial(rate, *means)
 
 

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evaluation.clock import Clock
-from evaluation.data import Batch, Split, evaluation_batches
+from evaluation.data import Batch, Split, evaluation_batches, task_loss
 from evaluation.peers import states_of, train_branches
 from evaluation.spec import Training
 from variants.core import Variant, trainable_parameters
@@ -23,7 +22,8 @@ class Diverged(ArithmeticError):
 
 
 class Classifier(nn.Module):
-    """An encoder, the mean of its last hidden states over the real tokens, and a linear head."""
+    """An encoder, the mean of its last hidden states over the real tokens, and a linear head; for regression, of one
+    output."""
 
     def __init__(self, encoder: nn.Module, hidden: int, classes: int, seed: int) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class Trainer:
         """The task loss, and what is minimised: the task loss with the method's penalty."""
         with autocast(batch.labels.device, self.training.precision):
             outputs = self.model(batch)
-        loss = F.cross_entropy(raised(outputs), batch.labels)
+        loss = task_loss(raised(outputs), batch.labels)
         penalty = self.variant.penalty(self.states)  # in the adapter's own precision
         return loss, loss if penalty is None else loss + penalty
 

@@ -1,6 +1,13 @@
 """The benchmarks: importing this package registers all of them."""
 
-from evaluation.benchmarks import polarity as polarity, trec as trec
+from evaluation.benchmarks import (
+    bbc as bbc,
+    boolq as boolq,
+    polarity as polarity,
+    sms as sms,
+    trec as trec,
+    valence as valence,
+)
 from evaluation.benchmarks.base import (
     Benchmark as Benchmark,
     Example as Example,

@@ -4,29 +4,42 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Literal
 
 from evaluation.spec import Unusable
 from variants.core.registry import suggestion
 
+# What may be a benchmark's primary measure: the one that learning rates are chosen by and verdicts are about.
+METRICS = {"classification": ("accuracy", "macro_f1", "matthews"), "regression": ("spearman", "pearson")}
+
 
 @dataclass(frozen=True)
 class Example:
-    """One text with its class. ``id`` names the text in every record; ``label`` indexes the benchmark's labels."""
+    """One text, or a pair of texts, with its class or number.
+
+    ``id`` names the example in every record; ``label`` indexes the benchmark's labels, or is what regression predicts.
+    """
 
     id: str
     text: str
-    label: int
+    label: float
+    text_pair: str | None = None
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A classification task, split for good. No two examples share an id.
+    """A task, split for good. No two examples share an id.
+
+    Args:
+        labels: the classes; empty for regression.
+        metric: its primary measure, one of ``METRICS``; decides whether the task is classification or regression.
 
     Raises:
-        ValueError: an id occurs twice, or a label is out of range.
+        ValueError: an unknown metric, an id that occurs twice, a label that is out of range or not a finite number.
     """
 
     name: str
@@ -34,20 +47,35 @@ class Benchmark:
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
+    metric: str = "accuracy"
 
     def __post_init__(self) -> None:
+        known = [metric for metrics in METRICS.values() for metric in metrics]
+        if self.metric not in known:
+            raise ValueError(f"benchmark {self.name!r}: no metric {self.metric!r}: {suggestion(self.metric, known)}")
         ids = [example.id for _, example in self._all()]
         if len(set(ids)) < len(ids):
             raise ValueError(f"benchmark {self.name!r}: an id occurs twice")
-        if any(not 0 <= example.label < len(self.labels) for _, example in self._all()):
+        labels = [example.label for _, example in self._all()]
+        if self.kind == "regression":
+            if self.labels or not all(map(math.isfinite, labels)):
+                raise ValueError(f"benchmark {self.name!r}: regression has finite numbers to predict, and no `labels`")
+        elif any(not isinstance(label, int) or not 0 <= label < len(self.labels) for label in labels):
             raise ValueError(f"benchmark {self.name!r}: a label is not one of {len(self.labels)}")
+
+    @property
+    def kind(self) -> Literal["classification", "regression"]:
+        return "regression" if self.metric in METRICS["regression"] else "classification"
 
     @cached_property
     def digest(self) -> str:
-        """The sha256 over the labels and every (split, id, text, label), in order."""
+        """The sha256 over the labels, the metric and every (split, id, text, label, second text), in order."""
         sha = hashlib.sha256(json.dumps(self.labels).encode())
+        if self.metric != "accuracy":  # what all have in common is left out: published keys stand on it
+            sha.update(json.dumps(self.metric).encode())
         for split, example in self._all():
-            sha.update(json.dumps([split, example.id, example.text, example.label]).encode())
+            pair = () if example.text_pair is None else (example.text_pair,)
+            sha.update(json.dumps([split, example.id, example.text, example.label, *pair]).encode())
         return sha.hexdigest()
 
     def _all(self) -> Iterator[tuple[str, Example]]:
@@ -56,6 +84,7 @@ class Benchmark:
                 yield split, example
 
 
+FOLDER = "data:"  # how the names of benchmarks begin which are folders of files
 Loader = Callable[[], Benchmark]
 _LOADERS: dict[str, Loader] = {}
 
@@ -86,13 +115,25 @@ def load_benchmark(name: str) -> Benchmark:
     """The benchmark registered under ``name``; made once in a process.
 
     Raises:
-        Unusable: no benchmark of that name, with the nearest ones, or its data cannot be fetched.
+        Unusable: no benchmark of that name, with the nearest ones, its data cannot be fetched, or its loader fails.
     """
     if name not in _LOADERS:
-        raise Unusable(f"unknown benchmark {name!r}: {suggestion(name, sorted(_LOADERS))}")
-    return _load(_LOADERS[name])
+        hint = "give its folder with --data, or with --plugin" if name.startswith(FOLDER) else ""
+        raise Unusable(f"unknown benchmark {name!r}: {hint or suggestion(name, sorted(_LOADERS))}")
+    try:
+        return _load(_LOADERS[name])
+    except Unusable:
+        raise
+    except Exception as error:  # a stranger's code
+        raise Unusable(f"benchmark {name!r}: {type(error).__name__}: {error}") from error
 
 
 @cache
 def _load(loader: Loader) -> Benchmark:
-    return loader()
+    made = loader()
+    if not isinstance(made, Benchmark):
+        raise TypeError(f"its loader gave a {type(made).__name__}, expected a Benchmark")
+    for split in ("train", "validation", "test"):
+        if not getattr(made, split):
+            raise ValueError(f"there is no {split} example")
+    return made

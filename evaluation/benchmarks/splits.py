@@ -11,7 +11,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from evaluation.benchmarks.base import Benchmark, Example
 
@@ -19,6 +19,7 @@ from evaluation.benchmarks.base import Benchmark, Example
 # On TREC, 3/4 finds reworded questions ("what college did X play for", "which college did X play for") and leaves
 # "what is the capital of X" apart; 0.7 chains fifty questions that only share such a frame, 0.8 misses half the pairs.
 NEAR = (3, 4)
+Text = str | tuple[str, str]  # a pair is a question with its passage, or two sentences
 
 
 def normalise(text: str) -> str:
@@ -26,9 +27,13 @@ def normalise(text: str) -> str:
     return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold()))
 
 
-def identity(text: str) -> str:
-    """16 hex digits that name a text; equal for texts that are equal when normalised."""
-    return hashlib.sha256(normalise(text).encode()).hexdigest()[:16]
+def identity(text: Text) -> str:
+    """16 hex digits that name a text or a pair; equal for those that are equal when normalised."""
+    return hashlib.sha256("\n".join(map(normalise, _parts(text))).encode()).hexdigest()[:16]
+
+
+def _parts(text: Text) -> tuple[str, ...]:
+    return (text,) if isinstance(text, str) else text
 
 
 def near(a: frozenset[str], b: frozenset[str]) -> bool:
@@ -37,38 +42,53 @@ def near(a: frozenset[str], b: frozenset[str]) -> bool:
     return common > 0 and common * NEAR[1] >= (len(a) + len(b) - common) * NEAR[0]
 
 
-def near_duplicates(texts: Sequence[str]) -> list[list[int]]:
+def near_duplicates(texts: Sequence[Text]) -> list[list[int]]:
     """Indices of the texts, grouped: the connected components of :func:`near`, in the order of their first index.
 
-    Prefix filtering: sets that share so much share one of their rarest words, so only such pairs are compared
-    (11,000 instead of 14 million for TREC).
+    Pairs belong together if their first texts are near, or their second ones: whoever has seen the passage with another
+    question has seen most of it.
     """
-    sets = [frozenset(normalise(text).split()) for text in texts]
-    frequency = Counter(word for words in sets for word in words)
-    parent = list(range(len(sets)))
+    parent = list(range(len(texts)))
 
     def root(i: int) -> int:
         while parent[i] != i:
             parent[i] = i = parent[parent[i]]
         return i
 
+    for column in zip(*map(_parts, texts), strict=True):
+        for i, j in _near_pairs(column):
+            parent[root(i)] = root(j)
+    groups: dict[int, list[int]] = defaultdict(list)
+    for i in range(len(texts)):
+        groups[root(i)].append(i)
+    return list(groups.values())
+
+
+def _near_pairs(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Pairs of indices which link all that are near, directly or over others.
+
+    Prefix filtering: sets that share so much share one of their rarest words, so only such pairs are compared
+    (11,000 instead of 14 million for TREC). Equal sets are compared with others once.
+    """
+    sets = [frozenset(normalise(text).split()) for text in texts]
+    frequency = Counter(word for words in set(sets) for word in words)
+    first: dict[frozenset[str], int] = {}
     posted: dict[str, list[int]] = defaultdict(list)
     for i, words in enumerate(sets):
+        if words and first.setdefault(words, i) < i:
+            yield i, first[words]
+            continue
         rarest = sorted(words, key=lambda word: (frequency[word], word))
         # A near set has at least need = ceil(3/4 n) words in common with this one, so misses at most n - need of them.
         need = -(-len(words) * NEAR[0] // NEAR[1])
         for j in {j for word in rarest[: len(words) - need + 1] for j in posted[word]}:
             if near(words, sets[j]):
-                parent[root(i)] = root(j)
+                yield i, j
         for word in rarest[: len(words) - need + 1]:
             posted[word].append(i)
-    groups: dict[int, list[int]] = defaultdict(list)
-    for i in range(len(sets)):
-        groups[root(i)].append(i)
-    return list(groups.values())
 
 
-def split(texts: Sequence[str], *, test: int, validation: int) -> list[str]:
+def split(texts: Sequence[Text], *, test: int, validation: int) -> list[str]:
     """For each text "train", "validation" or "test"; the latter two get exactly as many as asked for.
 
     Groups come in the order of a hash, each goes to the test if it still fits, else to validation, else to train.
@@ -79,7 +99,8 @@ def split(texts: Sequence[str], *, test: int, validation: int) -> list[str]:
     room = {"test": test, "validation": validation, "train": len(texts)}
     where = [""] * len(texts)
     # The first text of a group in alphabetical order stands for it: the smallest hash would favour large groups.
-    named = [(min(normalise(texts[i]) for i in group), group) for group in near_duplicates(texts)]
+    names = ["\n".join(map(normalise, _parts(text))) for text in texts]
+    named = [(min(names[i] for i in group), group) for group in near_duplicates(texts)]
     for _, group in sorted((hashlib.sha256(f"split 1: {name}".encode()).digest(), group) for name, group in named):
         place = next(name for name in ("test", "validation", "train") if room[name] >= len(group))
         room[place] -= len(group)
@@ -90,8 +111,10 @@ def split(texts: Sequence[str], *, test: int, validation: int) -> list[str]:
     return where
 
 
-def assemble(name: str, labelled: Iterable[tuple[str, str]], *, test: int, validation: int) -> Benchmark:
-    """A benchmark out of (text, label) pairs in any order.
+def assemble(
+    name: str, labelled: Iterable[tuple[Text, str | float]], *, test: int, validation: int, metric: str = "accuracy"
+) -> Benchmark:
+    """A benchmark out of (text, label) pairs in any order; labels are classes by name, or numbers to predict.
 
     Texts that are equal when normalised count once, in their alphabetically first spelling; a text that occurs with two
     labels is left out, because either would be a guess. Examples are ordered by id.
@@ -99,13 +122,20 @@ def assemble(name: str, labelled: Iterable[tuple[str, str]], *, test: int, valid
     Raises:
         ValueError: as in :func:`split`.
     """
-    spellings: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    spellings: dict[str, set[tuple[Text, str | float]]] = defaultdict(set)
     for text, label in labelled:
         spellings[identity(text)].add((text, label))
-    kept = {i: min(pairs) for i, pairs in sorted(spellings.items()) if len({label for _, label in pairs}) == 1}
-    labels = tuple(sorted({label for _, label in kept.values()}))
+    kept = {
+        i: min(found, key=lambda one: _parts(one[0]))
+        for i, found in sorted(spellings.items())
+        if len({label for _, label in found}) == 1
+    }
+    labels = tuple(sorted({label for _, label in kept.values() if isinstance(label, str)}))
     where = split([text for text, _ in kept.values()], test=test, validation=validation)
     parts: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
     for (i, (text, label)), place in zip(kept.items(), where, strict=True):
-        parts[place].append(Example(i, text, labels.index(label)))
-    return Benchmark(name, labels, *(tuple(parts[part]) for part in ("train", "validation", "test")))
+        target = labels.index(label) if isinstance(label, str) else label
+        one, *other = _parts(text)
+        parts[place].append(Example(i, one, target, *other))
+    train, validating, testing = (tuple(parts[part]) for part in ("train", "validation", "test"))
+    return Benchmark(name, labels, train, validating, testing, metric)

@@ -150,6 +150,8 @@ def random_batch(rows: int, tokens: int, encoder: nn.Module, classes: int) -> Ba
     """Full rows of random token ids: padding would hide work from some shapes."""
     rng = torch.Generator().manual_seed(0)
     ids = torch.randint(0, encoder.config.vocab_size, (rows, tokens), generator=rng)  # type: ignore[union-attr, arg-type]
+    if classes == 1:  # regression: cross entropy over one class would have no gradient
+        return Batch(ids, torch.ones_like(ids), torch.randn(rows, generator=rng))
     return Batch(ids, torch.ones_like(ids), torch.randint(0, classes, (rows,), generator=rng))
 
 

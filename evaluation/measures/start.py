@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-
 from evaluation.clock import Clock
-from evaluation.data import Split
+from evaluation.data import Split, task_loss
 from evaluation.measures.merging.stored import switched_off
 from evaluation.peers import is_peer
 from evaluation.spec import Merging
@@ -23,19 +20,19 @@ def start(model: Classifier, variant: Variant, split: Split, spec: Merging, cloc
 
     Returns:
         max_logit_change: the largest difference of a logit. relative_change: that divided by the largest magnitude of a
-        base logit. loss_base, loss_start: mean cross entropy of the base and of the adapted model, under the same
+        base logit. loss_base, loss_start: mean loss of the base and of the adapted model, under the same
         fresh head. exact_init: whether the method promises to start as the base. For a peer, whose base cannot be had
         from the model alone, everything but loss_start is None.
     """
     split, device = split.head(spec.items), model.head.weight.device
-    gold = torch.tensor(split.labels)
+    gold = split.targets()
     adapted = logits(model, split, clock, device)
     found: dict[str, Any] = dict.fromkeys(KINDS)
-    found["loss_start"] = F.cross_entropy(adapted, gold).item()
+    found["loss_start"] = task_loss(adapted, gold).item()
     if is_peer(model.encoder):
         return found
     with switched_off(model.encoder):
         base = logits(model, split, clock, device)
     change = (adapted - base).abs().max().item()
     found |= {"max_logit_change": change, "relative_change": change / base.abs().max().item()}
-    return found | {"loss_base": F.cross_entropy(base, gold).item(), "exact_init": variant.exact_init}
+    return found | {"loss_base": task_loss(base, gold).item(), "exact_init": variant.exact_init}

@@ -149,7 +149,7 @@ def test_registry(monkeypatch):
 
         And more.
         """
-        return Benchmark("made", ("k",), (Example("1", "a", 0),), (), ())
+        return Benchmark("made", ("k",), *((Example(i, i, 0),) for i in "abc"))
 
     assert benchmarks.names()["made"] == "One line."
     assert "trec50" in benchmarks.names()
@@ -157,7 +157,7 @@ def test_registry(monkeypatch):
     benchmarks.register_benchmark("made")(made)  # a module may be imported again
     with pytest.raises(ValueError, match="is taken by"):
         benchmarks.register_benchmark("made")(trec.trec50)
-    with pytest.raises(Unusable, match="did you mean trec50"):
+    with pytest.raises(Unusable, match="did you mean trec6 or trec50"):
         benchmarks.load_benchmark("trec")
 
 
@@ -224,7 +224,7 @@ def test_polarity_split():
 
 
 @pytest.mark.assets
-@pytest.mark.parametrize(("name", "near_pairs"), [("trec50", 100), ("polarity", 2)])
+@pytest.mark.parametrize(("name", "near_pairs"), [("trec50", 100), ("polarity", 2), ("sms", 150)])
 def test_no_two_near_texts_lie_in_different_splits(name, near_pairs):
     made = benchmarks.load_benchmark(name)
     parts = (made.train, made.validation, made.test)

@@ -51,6 +51,8 @@ def merging(
             error: ||merged - adapted|| / ||adapted - base||; None where the method does not change the base's outputs.
             max_logit_change, flipped (share of items whose prediction changes), accuracy_merged.
             gained, lost: items which only the merged, only the adapted model gets right.
+            Of regression, whose outputs are in standard deviations of the training labels, accuracy_adapted,
+            accuracy_merged, flipped, gained and lost are None, and so is the accuracy of deployments.
             kept, update_error: of the update in the weights (``updates.survived``).
             stochastic: error ... update_error once more, for rounding by chance; None for float32.
             deployments: for int8 and NF4, accuracy and error of four ways to use the adapter: the pair ``beside`` the

@@ -40,7 +40,7 @@ class Case:
 
     @property
     def gold(self) -> Tensor:  # shape: (items,)
-        return torch.tensor(self.split.labels)
+        return self.split.targets()
 
     def on_base(self, rounding: Rounding) -> AbstractContextManager[None]:
         return rounded_base(self.model.encoder, self.base, rounding)
@@ -108,13 +108,18 @@ def effect(stock: Tensor, adapted: Tensor, gold: Tensor) -> Figures:
 
 
 def compared(stock: Tensor, adapted: Tensor, merged: Tensor, gold: Tensor) -> Figures:
-    """Merged against adapted, logits (items, classes) and labels (items,); all None where they are not finite."""
+    """Merged against adapted, logits (items, classes) and labels (items,); all None where they are not finite.
+    What counts predicted classes is None for regression."""
     if not bool(merged.isfinite().all()):
         return dict.fromkeys(MERGED)
-    before, after = (out.argmax(1) == gold for out in (adapted, merged))
-    return {
+    found: Figures = {
         "error": relative(merged, adapted, stock),
         "max_logit_change": (merged - adapted).abs().max().item(),
+    }
+    if gold.is_floating_point():  # of regression, nothing flips
+        return dict.fromkeys(MERGED) | found
+    before, after = (out.argmax(1) == gold for out in (adapted, merged))
+    return found | {
         "flipped": (merged.argmax(1) != adapted.argmax(1)).double().mean().item(),
         "accuracy_merged": accuracy(merged, gold),
         "gained": int((after & ~before).sum()),
@@ -132,8 +137,9 @@ def deployed(case: Case, ways: Mapping[str, Tensor]) -> dict[str, Figures]:
     }
 
 
-def accuracy(out: Tensor, gold: Tensor) -> float:
-    return (out.argmax(1) == gold).double().mean().item()
+def accuracy(out: Tensor, gold: Tensor) -> float | None:
+    """Share of the items that are right; None for regression."""
+    return None if gold.is_floating_point() else (out.argmax(1) == gold).double().mean().item()
 
 
 def relative(out: Tensor, adapted: Tensor, stock: Tensor) -> float | None:
