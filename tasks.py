@@ -130,7 +130,12 @@ console = Console(width=None if sys.stdout.isatty() else 120, markup=False)
 SuiteName = Annotated[str, typer.Argument(help="Name of a shipped suite, or a TOML file.")]
 Out = Annotated[Path | None, typer.Option(help="Results folder; default results/SUITE.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Plugins = Annotated[list[str], typer.Option("--plugin", help="File or module with further methods; may be repeated.")]
+Plugins = Annotated[
+    list[str], typer.Option("--plugin", help="File or module with further methods or benchmarks; may be repeated.")
+]
+Data = Annotated[
+    Path | None, typer.Option("--data", help="Folder with train, validation and test as .csv, .tsv or .jsonl.")
+]
 Changes = Annotated[list[str], typer.Option("--set", help="key=value, overrides the suite; may be repeated.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes for score runs; 0 means one a core (one on CUDA).")]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
@@ -163,6 +168,7 @@ def compare(
     device: Device = "auto",
     plugin: Plugins = [],  # noqa: B006  typer reads the default
     changes: Changes = [],  # noqa: B006
+    data: Data = None,
 ) -> None:
     """Run a suite and write its report; again: go on where it was.
 
@@ -174,7 +180,8 @@ def compare(
     from evaluation.machine import cores
     from evaluation.store import Store
 
-    plan = make_plan(suite, parsed(changes), device, plugin)
+    edits, plugin = on_data(data, suite, parsed(changes), plugin)
+    plan = make_plan(suite, edits, device, plugin)
     workers = workers or (1 if plan.device == "cuda" else cores())
     store = Store(out or Path("results") / plan.suite.name, say=console.print)
     program = ["svdbench"] if Path(sys.argv[0]).name == "svdbench" else ["python3", "tasks.py"]
@@ -214,6 +221,7 @@ def plan(
     device: Device = "auto",
     plugin: Plugins = [],  # noqa: B006
     changes: Changes = [],  # noqa: B006
+    data: Data = None,
 ) -> None:
     """Print what a suite would run, and how long it would take here.
 
@@ -226,7 +234,8 @@ def plan(
     from evaluation.machine import cores
     from evaluation.store import look
 
-    made = make_plan(suite, parsed(changes), device, plugin)
+    edits, plugin = on_data(data, suite, parsed(changes), plugin)
+    made = make_plan(suite, edits, device, plugin)
     workers = workers or (1 if made.device == "cuda" else cores())
     directory = out or Path("results") / made.suite.name
     records = look(directory, console.print) if (directory / "runs").is_dir() else {}
@@ -328,14 +337,19 @@ def new_variant(
 
 
 @app.command()
-def benchmarks(as_json: Json = False) -> None:
-    """List the benchmarks.
+def benchmarks(
+    as_json: Json = False,
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """List the benchmarks, with their kind, primary measure and sizes.
 
     Example: python3 tasks.py benchmarks
     """
-    from evaluation.benchmarks import names
+    from evaluation.benchmarks import cards
+    from evaluation.plugins import load_plugins
 
-    listing([{"name": name, "description": text} for name, text in names().items()], as_json)
+    load_plugins(plugin)
+    listing(cards(), as_json)
 
 
 @app.command()
@@ -513,6 +527,20 @@ def parsed(changes: list[str]) -> dict[str, str]:
         if "=" not in change:
             raise Unusable(f"--set {change}: write key=value, for example --set protocol.seeds=5")
     return dict(change.split("=", 1) for change in changes)
+
+
+def on_data(
+    folder: Path | None, suite: str, changes: dict[str, str], plugins: list[str]
+) -> tuple[dict[str, str], list[str]]:
+    """Changes and plug-ins with which the suite runs on a folder of data, under a name, and results, of its own."""
+    if folder is None:
+        return changes, plugins
+    from evaluation.benchmarks.folders import register_folder
+
+    name = register_folder(folder)
+    own = f"{Path(suite).stem}-{name.partition(':')[2]}"
+    edits = {"benchmark": json.dumps(name), "name": json.dumps(own)}
+    return edits | changes, [*plugins, str(folder.expanduser().resolve())]
 
 
 def listing(rows: list[dict[str, Any]], as_json: bool) -> None:

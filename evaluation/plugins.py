@@ -1,4 +1,5 @@
-"""Methods from outside the package: files, modules, and installed packages that announce themselves.
+"""Methods and benchmarks from outside the package: files, modules, and installed packages that announce themselves;
+and folders of data.
 
 They are the user's own code and run with the user's rights; nothing that a suite or a download names is loaded.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import evaluation.peers  # noqa: F401  registers the names peft:NAME
 import variants  # noqa: F401  registers the shipped methods, before anything can take their names
+from evaluation.benchmarks.folders import is_benchmark, register_folder
 from evaluation.spec import Unusable
 from variants.core import method, names
 
@@ -22,8 +24,8 @@ GROUP = "svdbench.variants"  # the entry points of installed packages
 
 
 def load_plugins(plugins: Sequence[str | Path]) -> list[str]:
-    """Imports what registers further methods: every installed entry point of the group, and each of ``plugins``, a
-    Python file or a dotted module name.
+    """Imports what registers further methods or benchmarks: every installed entry point of the group, and each of
+    ``plugins``, a Python file, a dotted module name, or a folder of data, which becomes a benchmark.
 
     Returns:
         The names of the methods which ``plugins`` registered, sorted.
@@ -40,6 +42,8 @@ def load_plugins(plugins: Sequence[str | Path]) -> list[str]:
 def _load(plugin: str) -> str:
     """Imports one plug-in; the name of its module."""
     file = Path(plugin)
+    if is_benchmark(file):
+        return register_folder(file)
     if file.is_file():
         return _load_file(file)
     if plugin.endswith(".py") or not all(part.isidentifier() for part in plugin.split(".")):

@@ -17,7 +17,7 @@ from evaluation.spec import Record, ScoreRun, Unusable, key
 
 @dataclass(frozen=True)
 class Trial:
-    """One rate with its mean score, of the primary measure, and loss over the search seeds; both None where a seed diverged."""
+    """One rate with its mean score (the primary measure) and loss over the search seeds; None where a seed diverged."""
 
     rate: float
     score: float | None

@@ -53,7 +53,7 @@ def _best(results: Results) -> str:
     best = best_method(results)
     if best is None:
         return "No method is better than every other one beyond the interval of the paired difference."
-    cell = mean_cell(results, best, "accuracy")
+    cell = mean_cell(results, best, "primary")
     accuracy = plus_minus(float(cell.value or 0) * POINTS, None if cell.half is None else cell.half * POINTS)
     return f"{best} is better than every other method beyond the interval of the paired difference ({accuracy} points)."
 

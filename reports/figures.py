@@ -96,7 +96,7 @@ def _ranked_figure(results: Results, rows: list[dict[str, Any]]) -> Figure:
 
 
 def _score_datum(results: Results, label: str) -> dict[str, Any]:
-    cell = mean_cell(results, label, "accuracy")
+    cell = mean_cell(results, label, "primary")
     mean = float(cell.value or 0) * POINTS
     half = None if cell.half is None else cell.half * POINTS
     return {
@@ -135,7 +135,7 @@ def rates_figure(results: Results) -> Figure | None:
     rows: list[dict[str, Any]] = [
         {"method": plain(r.label), "rate": r.lr, "value": score * POINTS, "chosen": r.lr == results.chosen_lr(r.label)}
         for r in runs
-        if (score := r.score("accuracy")) is not None
+        if (score := r.score("primary")) is not None
     ]
     if not rows or len(runs) == len({run.label for run in runs}):  # nothing was chosen among single rates
         return None

@@ -12,6 +12,7 @@ from collections import Counter
 from statistics import mean, median
 
 from reports.comparing import comparisons
+from reports.metrics import primary_name
 from reports.records import Results
 from reports.rounding import fixed, plus_minus, significant
 from reports.statistics import Comparison
@@ -110,12 +111,12 @@ def judged(results: Results, label: str, reference: str, comparison: Comparison)
 
 def median_over_rates(results: Results, label: str) -> float | None:
     """Validation accuracy at the middle of the searched rates; one that diverged counts as zero."""
-    scores = [run.score("accuracy") or 0.0 for run in results.of(label, "search") if run.status != "failed"]
+    scores = [run.score("primary") or 0.0 for run in results.of(label, "search") if run.status != "failed"]
     return median(scores) if scores else None
 
 
 def best_over_rates(results: Results, label: str) -> float | None:
-    scores = [score for run in results.of(label, "search") if (score := run.score("accuracy")) is not None]
+    scores = [score for run in results.of(label, "search") if (score := run.score("primary")) is not None]
     return max(scores, default=None)
 
 
@@ -129,7 +130,7 @@ def orthogonality_table(results: Results) -> Table:
         Column("defect", "defect", digits(2)),
         Column("rates", "rates", count),
         Column("seeds", "seeds", count),
-        Column("accuracy", "accuracy", with_half(POINTS), "points", interval=True, place="terminal"),
+        Column(results.metric, primary_name(results), with_half(POINTS), "points", interval=True, place="terminal"),
         Column("against_control", "against the control", signed, "points", interval=True, place="terminal"),
         Column("verdict", "the constraint", text, align="left", place="terminal"),
         Column("against_lora", "against LoRA", signed, "points", interval=True, place="terminal"),
@@ -166,7 +167,7 @@ def _row(
         Cell(defect(results, label)),
         Cell(len({run.lr for run in results.of(label, "search")}), mark=EDGE if results.on_edge(label) else ""),
         Cell(len(results.outcomes(label))),
-        mean_cell(results, label, "accuracy"),
+        mean_cell(results, label, "primary"),
         _difference(to_control.get(label)),
         Cell(judged(results, label, free, to_control[label])) if free and label in to_control else EMPTY,
         _difference(to_lora.get(label)),

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from reports.statistics import MARGIN
 
 Json = Mapping[str, Any]
-Measure = Literal["accuracy", "macro_f1", "loss"]
+Measure = Literal["primary", "accuracy", "macro_f1", "pearson", "loss"]  # primary: what the benchmark is judged by
 
 
 class UnusableResults(ValueError):
@@ -32,8 +32,9 @@ class ScoreRun:
     error: str | None
 
     def score(self, measure: Measure) -> float | None:
-        """A share from 0 to 1 (loss: nats); None where the run has no score."""
-        value = self.measures.get("score", {}).get(measure)
+        """A share or a correlation, at most 1 (loss: nats, or variances); None where the run has no score."""
+        score = self.measures.get("score", {})
+        value = score.get(score.get("metric", "accuracy") if measure == "primary" else measure)
         return float(value) if self.status == "done" and value is not None else None
 
     @property
@@ -86,8 +87,16 @@ class Results:
         return int(self.suite["protocol"].get(name, otherwise) if own is None else own)
 
     @property
+    def metric(self) -> str:
+        """The benchmark's primary measure."""
+        scores = (run.measures.get("score") for run in self.runs)
+        return next((str(score.get("metric", "accuracy")) for score in scores if score), "accuracy")
+
+    @property
     def resolution(self) -> float:
-        """The step in which the final accuracies move: one item's share; 0 while unknown."""
+        """The step in which the final accuracies move: one item's share; 0 while unknown, and for correlations."""
+        if self.metric != "accuracy":
+            return 0.0
         counts = [run.items for run in self.runs if run.stage == "final" and run.items]
         return 1 / min(counts) if counts else 0.0
 
@@ -101,7 +110,7 @@ class Results:
         chosen = (run for run in self.runs if run.label == label and run.stage == stage)
         return sorted(chosen, key=lambda run: (run.lr, run.seed))
 
-    def outcomes(self, label: str, measure: Measure = "accuracy") -> dict[int, float]:
+    def outcomes(self, label: str, measure: Measure = "primary") -> dict[int, float]:
         """seed -> score of the final runs that have one."""
         scores = {run.seed: run.score(measure) for run in self.of(label, "final")}
         return {seed: score for seed, score in scores.items() if score is not None}

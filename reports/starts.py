@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from reports.merging import paired
+from reports.metrics import primary_name
 from reports.records import Json, Results
 from reports.rounding import plus_minus, significant
 from reports.table import Cell, Column, Table, count, digits, text, with_half, yes_no
@@ -37,7 +38,14 @@ def start_table(results: Results) -> Table:
         Column("max_logit_change", "largest logit change", digits(2)),
         Column("loss_base", "loss of the base", digits(4), "nats"),
         Column("loss_start", "loss at the start", digits(4), "nats", place="terminal"),
-        Column("accuracy", "final accuracy", with_half(POINTS), "points", interval=True, place="terminal"),
+        Column(
+            results.metric,
+            f"final {primary_name(results)}",
+            with_half(POINTS),
+            "points",
+            interval=True,
+            place="terminal",
+        ),
     )
     kinds = ("exact_init", "relative_change", "max_logit_change", "loss_base", "loss_start")
     rows = tuple(
@@ -45,7 +53,7 @@ def start_table(results: Results) -> Table:
             Cell(label),
             Cell(change_of(start) < PRESERVING),
             *(Cell(start.get(kind)) for kind in kinds),
-            mean_cell(results, label, "accuracy"),
+            mean_cell(results, label, "primary"),
         )
         for label in results.labels
         if (start := start_of(results, label))
@@ -126,7 +134,7 @@ def _moved(results: Results, label: str, start: Json) -> str:
     said = [f"relative change {significant(change_of(start))}"]
     losses = [loss for name in ("loss_base", "loss_start") if (loss := start.get(name)) is not None]
     said += [f"loss {' to '.join(significant(loss, 3) for loss in losses)}"] if len(losses) == 2 else []
-    cell = mean_cell(results, label, "accuracy")
+    cell = mean_cell(results, label, "primary")
     if isinstance(cell.value, float):
         half = None if cell.half is None else cell.half * POINTS
         said.append(f"and it ends at {plus_minus(cell.value * POINTS, half)} points")

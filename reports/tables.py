@@ -6,6 +6,7 @@ from typing import Any
 
 from reports import statistics
 from reports.comparing import best_method, comparisons, unbeaten_probe
+from reports.metrics import NAMES, loss_unit, primary_name, second
 from reports.records import Json, Measure, Results, ScoreRun
 from reports.rounding import significant
 from reports.table import (
@@ -39,8 +40,8 @@ def main_table(results: Results) -> Table:
         METHOD,
         Column("learning_rate", "learning rate", learning_rate, place="terminal"),
         Column("trainable_parameters", "trainable parameters", count, place="terminal"),
-        Column("accuracy", "accuracy", with_half(POINTS), "points", interval=True, place="terminal"),
-        Column("macro_f1", "macro-F1", with_half(POINTS), "points", interval=True),
+        Column(results.metric, primary_name(results), with_half(POINTS), "points", interval=True, place="terminal"),
+        Column(second(results), NAMES[second(results)], with_half(POINTS), "points", interval=True),
         Column(
             "difference", f"against {base}", with_half(POINTS, signed=True), "points", interval=True, place="terminal"
         ),
@@ -91,8 +92,8 @@ def _scores(results: Results, label: str, best: str | None) -> tuple[Cell, ...]:
     return (
         Cell(results.chosen_lr(label), mark=edge),  # of a method that trains only the head: the head's
         Cell(trainable),
-        mean_cell(results, label, "accuracy", best=label == best),
-        mean_cell(results, label, "macro_f1"),
+        mean_cell(results, label, "primary", best=label == best),
+        mean_cell(results, label, second(results)),
     )
 
 
@@ -101,7 +102,7 @@ def mean_cell(results: Results, label: str, measure: Measure, best: bool = False
     outcomes = results.outcomes(label, measure)
     if not outcomes:
         return EMPTY
-    resolution = results.resolution if measure == "accuracy" else 0.0
+    resolution = results.resolution if measure == "primary" else 0.0
     estimate = statistics.mean_interval(list(outcomes.values()), resolution=resolution)
     mark = LOST if results.diverged_seeds(label) else ""
     return Cell(estimate.mean, estimate.low, estimate.high, mark=mark, best=best)
@@ -172,12 +173,13 @@ def verdict_words(results: Results) -> str:
 
 def rates_table(results: Results) -> Table:
     """Every learning rate that was searched, with its validation score."""
+    primary, other = primary_name(results), second(results)
     columns = (
         METHOD,
         Column("learning_rate", "learning rate", learning_rate, place="terminal"),
-        Column("validation_accuracy", "validation accuracy", digits(3, POINTS), "points", place="terminal"),
-        Column("validation_macro_f1", "validation macro-F1", digits(3, POINTS), "points"),
-        Column("validation_loss", "validation loss", digits(3), "nats"),
+        Column(f"validation_{results.metric}", f"validation {primary}", digits(3, POINTS), "points", place="terminal"),
+        Column(f"validation_{other}", f"validation {NAMES[other]}", digits(3, POINTS), "points"),
+        Column("validation_loss", "validation loss", digits(3), loss_unit(results)),
         Column("status", "status", text, align="left", place="terminal"),
         Column("chosen", "chosen", text, align="left", place="terminal"),
     )
@@ -191,7 +193,7 @@ def rates_table(results: Results) -> Table:
 
 def _rate_row(results: Results, run: ScoreRun) -> tuple[Cell, ...]:
     chosen: Value = "chosen" if run.lr == results.chosen_lr(run.label) else ""
-    scores = (Cell(run.score(measure)) for measure in ("accuracy", "macro_f1", "loss"))
+    scores = [Cell(run.score(measure)) for measure in ("primary", second(results), "loss")]
     return (Cell(run.label), Cell(run.lr), *scores, Cell(run.status), Cell(chosen))
 
 

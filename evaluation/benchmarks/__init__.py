@@ -11,6 +11,7 @@ from evaluation.benchmarks import (
 from evaluation.benchmarks.base import (
     Benchmark as Benchmark,
     Example as Example,
+    cards as cards,
     load_benchmark as load_benchmark,
     names as names,
     register_benchmark as register_benchmark,

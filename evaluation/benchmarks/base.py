@@ -13,6 +13,7 @@ from typing import Literal
 from evaluation.spec import Unusable
 from variants.core.registry import suggestion
 
+SPLITS = ("train", "validation", "test")
 # What may be a benchmark's primary measure: the one that learning rates are chosen by and verdicts are about.
 METRICS = {"classification": ("accuracy", "macro_f1", "matthews"), "regression": ("spearman", "pearson")}
 
@@ -79,7 +80,7 @@ class Benchmark:
         return sha.hexdigest()
 
     def _all(self) -> Iterator[tuple[str, Example]]:
-        for split in ("train", "validation", "test"):
+        for split in SPLITS:
             for example in getattr(self, split):
                 yield split, example
 
@@ -87,10 +88,17 @@ class Benchmark:
 FOLDER = "data:"  # how the names of benchmarks begin which are folders of files
 Loader = Callable[[], Benchmark]
 _LOADERS: dict[str, Loader] = {}
+_DECLARED: dict[str, tuple[str | None, tuple[int, int, int] | None]] = {}
 
 
-def register_benchmark(name: str) -> Callable[[Loader], Loader]:
+def register_benchmark(
+    name: str, *, metric: str | None = None, sizes: tuple[int, int, int] | None = None
+) -> Callable[[Loader], Loader]:
     """Makes a loader known under ``name``; the first line of its docstring describes the benchmark.
+
+    Args:
+        metric, sizes: primary measure and number of training, validation and test examples, to be listed before
+            anything is downloaded; held against what is loaded.
 
     Raises:
         ValueError: the name is taken by another loader.
@@ -100,7 +108,7 @@ def register_benchmark(name: str) -> Callable[[Loader], Loader]:
         taken = _LOADERS.get(name)
         if taken is not None and (taken.__module__, taken.__qualname__) != (loader.__module__, loader.__qualname__):
             raise ValueError(f"the benchmark name {name!r} is taken by {taken.__module__}.{taken.__qualname__}")
-        _LOADERS[name] = loader
+        _LOADERS[name], _DECLARED[name] = loader, (metric, sizes)
         return loader
 
     return add
@@ -109,6 +117,17 @@ def register_benchmark(name: str) -> Callable[[Loader], Loader]:
 def names() -> dict[str, str]:
     """The registered benchmarks, sorted, each with one line about it."""
     return {name: (loader.__doc__ or "").strip().partition("\n")[0] for name, loader in sorted(_LOADERS.items())}
+
+
+def cards() -> list[dict[str, object]]:
+    """The registered benchmarks with what was declared of them; None where nothing was."""
+    rows: list[dict[str, object]] = []
+    for name, text in names().items():
+        metric, sizes = _DECLARED.get(name, (None, None))
+        kind = metric and next(kind for kind, metrics in METRICS.items() if metric in metrics)
+        counts = dict(zip(SPLITS, sizes or (None,) * 3, strict=True))
+        rows.append({"name": name, "kind": kind, "metric": metric, **counts, "description": text})
+    return rows
 
 
 def load_benchmark(name: str) -> Benchmark:
@@ -121,7 +140,9 @@ def load_benchmark(name: str) -> Benchmark:
         hint = "give its folder with --data, or with --plugin" if name.startswith(FOLDER) else ""
         raise Unusable(f"unknown benchmark {name!r}: {hint or suggestion(name, sorted(_LOADERS))}")
     try:
-        return _load(_LOADERS[name])
+        made = _load(_LOADERS[name])
+        _hold_against(made, *_DECLARED.get(name, (None, None)))
+        return made
     except Unusable:
         raise
     except Exception as error:  # a stranger's code
@@ -133,7 +154,13 @@ def _load(loader: Loader) -> Benchmark:
     made = loader()
     if not isinstance(made, Benchmark):
         raise TypeError(f"its loader gave a {type(made).__name__}, expected a Benchmark")
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         if not getattr(made, split):
             raise ValueError(f"there is no {split} example")
     return made
+
+
+def _hold_against(made: Benchmark, metric: str | None, sizes: tuple[int, int, int] | None) -> None:
+    found = tuple(len(getattr(made, split)) for split in SPLITS)
+    if metric not in (None, made.metric) or sizes not in (None, found):
+        raise ValueError(f"declared as {metric} and {sizes}, but it is {made.metric} and {found}")

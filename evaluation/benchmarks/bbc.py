@@ -16,7 +16,7 @@ _LABELS = ("business", "entertainment", "politics", "sports", "tech")
 _LARGEST = 1 << 20  # bytes of one article: the longest of the wheel has 26,000
 
 
-@register_benchmark("bbc")
+@register_benchmark("bbc", metric="accuracy", sizes=(1222, 300, 600))
 def bbc() -> Benchmark:
     """News articles in five sections, such as tech or sports; long: train 1,222, validation 300, test 600.
 

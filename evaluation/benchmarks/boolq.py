@@ -15,7 +15,7 @@ from evaluation.spec import Unusable
 _ANSWERS = {True: "yes", "True": "yes", False: "no", "False": "no"}
 
 
-@register_benchmark("boolq")
+@register_benchmark("boolq", metric="accuracy", sizes=(11196, 500, 1000))
 def boolq() -> Benchmark:
     """Yes-or-no questions, each with a passage: train 11,196, validation 500, test 1,000.
 

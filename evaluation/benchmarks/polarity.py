@@ -16,7 +16,7 @@ _HEADER = ["category", "filename", "text", "movie_name"]
 _LABELS = ("fresh", "rotten")
 
 
-@register_benchmark("polarity")
+@register_benchmark("polarity", metric="accuracy", sizes=(3362, 500, 1000))
 def polarity() -> Benchmark:
     """Movie reviews in a sentence or two, fresh or rotten: train 3,362, validation 500, test 1,000.
 

@@ -17,7 +17,7 @@ _LABELS = {"0": "ham", "1": "spam"}
 _GLUED = re.compile(r"(ham|spam)\t(.*\S)\s*")
 
 
-@register_benchmark("sms")
+@register_benchmark("sms", metric="matthews", sizes=(3630, 500, 1000))
 def sms() -> Benchmark:
     """Text messages, ham or spam, by Matthews correlation: train 3,630, validation 500, test 1,000.
 

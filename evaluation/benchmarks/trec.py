@@ -11,7 +11,7 @@ from evaluation.benchmarks.splits import assemble
 from evaluation.spec import Unusable
 
 
-@register_benchmark("trec50")
+@register_benchmark("trec50", metric="accuracy", sizes=(3875, 500, 1000))
 def trec50() -> Benchmark:
     """50 question types, such as LOC:city or NUM:date; short questions: train 3,875, validation 500, test 1,000.
 
@@ -26,7 +26,7 @@ def trec50() -> Benchmark:
     return assemble("trec50", _questions(assets.fetch("trec") / "question_labels.txt"), test=1000, validation=500)
 
 
-@register_benchmark("trec6")
+@register_benchmark("trec6", metric="accuracy", sizes=(3876, 500, 1000))
 def trec6() -> Benchmark:
     """6 question types, such as LOC or NUM, the coarse ones of trec50: train 3,876, validation 500, test 1,000.
 

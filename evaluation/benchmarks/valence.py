@@ -14,7 +14,7 @@ from evaluation.spec import Unusable
 _HEADER = "id\tsentiment\ttext"
 
 
-@register_benchmark("valence")
+@register_benchmark("valence", metric="spearman", sizes=(9101, 500, 1000))
 def valence() -> Benchmark:
     """How positive a sentence of a film review is, a number from -4 to 4: train 9,101, validation 500, test 1,000.
 

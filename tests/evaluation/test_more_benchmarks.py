@@ -122,9 +122,16 @@ def test_questions_of_the_test_set_and_those_of_dev_are_not_taken_twice(tmp_path
 
 @pytest.mark.parametrize(
     "row",
-    ["no json", "[1]", '{"question": "q"}', '{"question": "q", "passage": "p"}', '{"question": "q", "passage": 1}']
-    + ['{"question": " ", "passage": "p", "answer": "True"}', '{"question": "q", "passage": "p", "answer": "maybe"}']
-    + ['{"question": "q", "passage": "p", "answer": []}'],
+    [
+        "no json",
+        "[1]",
+        '{"question": "q"}',
+        '{"question": "q", "passage": "p"}',
+        '{"question": "q", "passage": 1}',
+        '{"question": " ", "passage": "p", "answer": "True"}',
+        '{"question": "q", "passage": "p", "answer": "maybe"}',
+        '{"question": "q", "passage": "p", "answer": []}',
+    ],
 )
 def test_questions_refuse_other_lines(row, tmp_path):
     good = lines({"question": "q", "passage": "p", "answer": "False"})

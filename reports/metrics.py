@@ -1,0 +1,29 @@
+"""How a benchmark's measures are called; all are shown in points, hundredths of one."""
+
+from __future__ import annotations
+
+from reports.records import Measure, Results
+
+NAMES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "matthews": "Matthews correlation",
+    "spearman": "Spearman correlation",
+    "pearson": "Pearson correlation",
+}
+REGRESSION = ("spearman", "pearson")
+
+
+def primary_name(results: Results) -> str:
+    """What the benchmark is judged by, in words."""
+    return NAMES.get(results.metric, results.metric)
+
+
+def second(results: Results) -> Measure:
+    """The measure that is shown beside the primary one."""
+    return "pearson" if results.metric in REGRESSION else "macro_f1"
+
+
+def loss_unit(results: Results) -> str:
+    """Of the validation loss."""
+    return "variances" if results.metric in REGRESSION else "nats"
