@@ -11,6 +11,7 @@ import altair as alt
 from reports.cost_figures import latency_figure, speed_figure
 from reports.drawing import Figure, compose, inline, log_axis, looks, tips
 from reports.merging_figures import drift_figure, quantised_figure, survival_error_figure, survival_figure
+from reports.metrics import capitalised, primary_name
 from reports.records import Results
 from reports.rounding import plus_minus, rate
 from reports.spectra_figures import defects_figure, similarity_figure, spectrum_figure
@@ -42,7 +43,7 @@ def figures(results: Results) -> dict[str, Figure]:
 
 
 def score_figure(results: Results) -> Figure | None:
-    """Accuracy with its interval against the number of trainable parameters (logarithmic); of many, a row a method."""
+    """Score with its interval against the number of trainable parameters (logarithmic); of many, a row a method."""
     scored = [_score_datum(results, label) for label in results.labels if results.outcomes(label)]
     if len(scored) > MANY:
         return _ranked_figure(results, scored)
@@ -51,8 +52,8 @@ def score_figure(results: Results) -> Figure | None:
     if not counted:
         return None
     x = log_axis("drawn", "trainable parameters (adapter)", [row["parameters"] for row in counted], steps=(1, 2, 5))
-    y, bounds = _accuracy_axis("accuracy (points)"), {"y": alt.Y("low:Q", title=""), "y2": "high:Q"}
-    (colour, shape), shown = looks(results, rows), tips("method:N", "parameters:Q", "accuracy:N")
+    y, bounds = _score_axis(f"{primary_name(results)} (points)"), {"y": alt.Y("low:Q", title=""), "y2": "high:Q"}
+    (colour, shape), shown = looks(results, rows), tips("method:N", "parameters:Q", f"{results.metric}:N")
     # Zero has no place on a logarithmic axis: a method without parameters is a level to beat.
     level = alt.Chart(inline([row for row in rows if row["parameters"] == 0]))
     points = alt.Chart(inline(counted))
@@ -63,18 +64,21 @@ def score_figure(results: Results) -> Figure | None:
         points.mark_point(filled=True, size=90, opacity=1).encode(x=x, y=y, tooltip=shown, color=colour, shape=shape),
     ]
     caption = (
-        "Mean test accuracy with 95 % t-intervals over seeds. A method without trainable parameters of its own is "
-        "drawn as a dashed line with its interval as a band; methods with nearly the same count stand side by side."
+        f"Mean test {primary_name(results)} with 95 % t-intervals over seeds. A method without trainable parameters of "
+        "its own is drawn as a dashed line with its interval as a band; methods with nearly the same count stand side "
+        "by side."
     )
-    said = "; ".join(f"{row['method']} {row['accuracy']} points with {row['parameters']:,} parameters" for row in rows)
-    words = f"Accuracy against trainable parameters: {said}."
+    said = "; ".join(
+        f"{row['method']} {row[results.metric]} points with {row['parameters']:,} parameters" for row in rows
+    )
+    words = f"{capitalised(primary_name(results))} against trainable parameters: {said}."
     return compose("score", "Score against parameters", caption, words, layers)
 
 
 def _ranked_figure(results: Results, rows: list[dict[str, Any]]) -> Figure:
     """A row a method, best mean first; the baseline's mean is dotted."""
     ordered = [row["method"] for row in sorted(rows, key=lambda row: -row["value"])]
-    x = alt.X("value:Q", title="accuracy (points)", scale=alt.Scale(zero=False, padding=14))
+    x = alt.X("value:Q", title=f"{primary_name(results)} (points)", scale=alt.Scale(zero=False, padding=14))
     y = alt.Y("method:N", title=None, sort=ordered, axis=alt.Axis(labelLimit=140, ticks=False, domain=False))
     colour, shape = looks(results, rows, legend=False)
     points = alt.Chart(inline(rows))
@@ -83,16 +87,19 @@ def _ranked_figure(results: Results, rows: list[dict[str, Any]]) -> Figure:
         alt.Chart(inline(baseline)).mark_rule(color="currentColor", strokeDash=[2, 3], opacity=0.6).encode(x=x),
         points.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=""), x2="high:Q", y=y, color=colour),
         points.mark_point(filled=True, size=80, opacity=1).encode(
-            x=x, y=y, color=colour, shape=shape, tooltip=tips("method:N", "parameters:Q", "accuracy:N")
+            x=x, y=y, color=colour, shape=shape, tooltip=tips("method:N", "parameters:Q", f"{results.metric}:N")
         ),
     ]
     caption = (
-        f"Mean test accuracy with 95 % t-intervals over seeds, best mean first; that of {plain(results.baseline)} is "
-        "dotted. An order of means is not a ranking: the table says which differences are beyond their interval."
+        f"Mean test {primary_name(results)} with 95 % t-intervals over seeds, best mean first; that of "
+        f"{plain(results.baseline)} is dotted. "
+        "An order of means is not a ranking: the table says which differences are beyond their interval."
     )
-    said = "; ".join(f"{row['method']} {row['accuracy']} points" for row in rows)
+    said = "; ".join(f"{row['method']} {row[results.metric]} points" for row in rows)
     height = max(160, 22 * len(rows))
-    return compose("score", "Score", caption, f"Accuracy of each method: {said}.", layers, height)
+    return compose(
+        "score", "Score", caption, f"{capitalised(primary_name(results))} of each method: {said}.", layers, height
+    )
 
 
 def _score_datum(results: Results, label: str) -> dict[str, Any]:
@@ -105,7 +112,7 @@ def _score_datum(results: Results, label: str) -> dict[str, Any]:
         "value": mean,
         "low": mean - (half or 0),
         "high": mean + (half or 0),
-        "accuracy": plus_minus(mean, half),
+        results.metric: plus_minus(mean, half),
     }
 
 
@@ -130,7 +137,7 @@ def _side_by_side(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def rates_figure(results: Results) -> Figure | None:
-    """Validation accuracy against the learning rate, a line a method; chosen and diverged runs are marked."""
+    """Validation score against the learning rate, a line a method; chosen and diverged runs are marked."""
     runs = [run for label in results.labels for run in results.of(label, "search")]
     rows: list[dict[str, Any]] = [
         {"method": plain(r.label), "rate": r.lr, "value": score * POINTS, "chosen": r.lr == results.chosen_lr(r.label)}
@@ -142,9 +149,9 @@ def rates_figure(results: Results) -> Figure | None:
     lowest = min(row["value"] for row in rows)
     lost = [{"method": plain(r.label), "rate": r.lr, "value": lowest} for r in runs if r.status == "diverged"]
     x = log_axis("rate", "learning rate", [run.lr for run in runs], steps=(1, 3))
-    y = _accuracy_axis("validation accuracy (points)")
+    y = _score_axis(f"validation {primary_name(results)} (points)")
     colour, shape = looks(results, rows + lost)
-    shown = [*tips("method:N", "rate:Q"), alt.Tooltip("value:Q", format=".1f", title="accuracy")]
+    shown = [*tips("method:N", "rate:Q"), alt.Tooltip("value:Q", format=".1f", title=primary_name(results))]
     lines = alt.Chart(inline(rows))
     chosen = lines.transform_filter("datum.chosen")
     layers = [
@@ -158,8 +165,10 @@ def rates_figure(results: Results) -> Figure | None:
     caption = "One validation run a rate. A ring marks the rate that the final runs use"
     caption += "; ✕ at the bottom marks a run that diverged." if lost else "."
     said = "; ".join(f"{row['method']} {rate(row['rate'])}: {row['value']:.1f}" for row in rows)
-    return compose("rates", "Learning rates", caption, f"Validation accuracy by learning rate: {said}.", layers)
+    return compose(
+        "rates", "Learning rates", caption, f"Validation {primary_name(results)} by learning rate: {said}.", layers
+    )
 
 
-def _accuracy_axis(title: str) -> alt.Y:
+def _score_axis(title: str) -> alt.Y:
     return alt.Y("value:Q", title=title, scale=alt.Scale(zero=False, padding=14))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
+from reports.metrics import REGRESSION
 from reports.records import Json, Results
 from reports.statistics import Bounded, paired_proportions
 from reports.table import EMPTY, Cell, Column, Table, digits, text, with_bounds, yes_no
@@ -12,6 +14,7 @@ from reports.words import span
 
 FORMATS = ("float32", "bfloat16", "float16", "int8", "nf4")  # of stored weights; the first loses nothing
 EXACT, *LOSSY = FORMATS
+OF_CLASSES = ("flipped", "accuracy_adapted", "accuracy_merged", "difference")
 ROUNDINGS = ("nearest", "stochastic")
 SERVED = {  # ways to serve an adapter on a quantised base
     "beside": "beside the quantised weight",
@@ -153,7 +156,8 @@ def merging_full_table(results: Results) -> Table:
         "rounding adds or takes, divided by that of the update. Stochastic rounding goes up or down by chance, so that "
         "the update is kept on average, at a larger error."
     )
-    return Table("merging_full", "Merging in every format", caption, columns, rows)
+    table = Table("merging_full", "Merging in every format", caption, columns, rows)
+    return _without(table, OF_CLASSES) if results.metric in REGRESSION else table
 
 
 def _full_row(results: Results, label: str, name: str, rounding: str) -> tuple[Cell, ...]:
@@ -208,4 +212,13 @@ def deployments_table(results: Results) -> Table:
         "between the four ways, the rest of the model is quantised; merged into the original: those layers hold their "
         "weight of before quantising."
     )
-    return Table("deployments", "Adapters on a quantised base", caption, columns, rows)
+    table = Table("deployments", "Adapters on a quantised base", caption, columns, rows)
+    counted = [f"{kind}_accuracy" for kind in SERVED]
+    return _without(table, counted) if results.metric in REGRESSION else table
+
+
+def _without(table: Table, names: Sequence[str]) -> Table:
+    """The table without these columns: numbers have no accuracy, and nothing flips."""
+    left = [i for i, column in enumerate(table.columns) if column.key not in names]
+    columns = tuple(table.columns[i] for i in left)
+    return replace(table, columns=columns, rows=tuple(tuple(row[i] for i in left) for row in table.rows))

@@ -27,3 +27,15 @@ def second(results: Results) -> Measure:
 def loss_unit(results: Results) -> str:
     """Of the validation loss."""
     return "variances" if results.metric in REGRESSION else "nats"
+
+
+def capitalised(name: str) -> str:
+    """At the start of a sentence."""
+    return name[0].upper() + name[1:]
+
+
+def times_hundred(results: Results) -> str:
+    """A sentence on what a point is, where that is not plain."""
+    if results.metric == "accuracy":
+        return ""
+    return f"The {primary_name(results)} is given in points, hundredths of one. "

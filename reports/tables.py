@@ -6,7 +6,7 @@ from typing import Any
 
 from reports import statistics
 from reports.comparing import best_method, comparisons, unbeaten_probe
-from reports.metrics import NAMES, loss_unit, primary_name, second
+from reports.metrics import NAMES, loss_unit, primary_name, second, times_hundred
 from reports.records import Json, Measure, Results, ScoreRun
 from reports.rounding import significant
 from reports.table import (
@@ -153,7 +153,7 @@ def main_caption(results: Results, best: str | None, family: int) -> str:
     return (
         f"Test scores of {results.suite['model']} on {results.suite['benchmark']} ({items:,} items): mean over {most} "
         f"seeds with the half-width of the 95 % t-interval. The interval covers what changes with the seed "
-        "(order of the data, initialisation), not the choice of test items. "
+        f"(order of the data, initialisation), not the choice of test items. {times_hundred(results)}"
         f"Differences to {results.baseline} are paired by seed, with 95 % t-intervals. Verdicts are Holm-corrected at "
         f"5 % over these {family} comparisons; the intervals and the remark about the probe are not. "
         f"{verdict_words(results)} Only a method whose paired difference to every other one has an interval above zero "

@@ -67,6 +67,38 @@ def test_it_is_compared_by_its_name(plugin: Path, tmp_path: Path) -> None:
     assert "gated_lora" in done.stdout
 
 
+def benchmark_block() -> str:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    (block,) = [block for block in blocks if "@register_benchmark(" in block]
+    return block
+
+
+def test_the_benchmark_is_listed_and_loads(tmp_path: Path) -> None:
+    path = tmp_path / "shouting.py"
+    path.write_text(benchmark_block())
+    assert len(benchmark_block().splitlines()) <= 12
+    done = svdbench("benchmarks", "--json", "--plugin", path)
+    assert done.returncode == 0, done.stderr
+    cards = {row["name"]: row for row in json.loads(done.stdout)}
+    assert cards["shouting"]["description"] == "Whether a text ends in an exclamation mark."
+    assert (cards["shouting"]["kind"], cards["valence"]["kind"]) == (None, "regression")
+    assert (cards["boolq"]["train"], cards["sms"]["metric"]) == (11196, "matthews")
+
+
+@pytest.mark.assets
+def test_the_benchmark_is_compared_on_and_its_contents_are_in_the_keys(tmp_path: Path) -> None:
+    path, suite = tmp_path / "shouting.py", make_suite(tmp_path, make_model(tmp_path / "model"))
+    keys = []
+    for block in (benchmark_block(), benchmark_block().replace("text number", "number")):
+        path.write_text(block)
+        options = ("--plugin", path, "--set", "benchmark=shouting", "--set", "speed=false", "--set", "merging=false")
+        done = svdbench("compare", suite, "--out", tmp_path / "r", *options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Matthews" in done.stdout
+        keys.append(set(measured(tmp_path / "r")))
+    assert not keys[0] & keys[1]
+
+
 def test_the_template_conforms_and_its_test_passes(tmp_path: Path) -> None:
     done = svdbench("new-variant", "my_gate", "--folder", tmp_path)
     assert done.returncode == 0, done.stderr

@@ -247,3 +247,14 @@ def test_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
 def test_real_assets_are_what_the_table_says(name):
     folder = fetch(name)
     assert {path.name: assets.file_digest(path) for path in folder.iterdir()} == assets.ASSETS[name].files
+
+
+def test_a_small_wheel_is_kept_whole_as_an_archive(use):
+    asked = use(members(FILES))
+    whole = assets.ASSETS["tiny"]
+    assets.ASSETS["tiny"] = replace(whole, inside="", files={whole.wheel: whole.sha256})
+    folder = fetch("tiny")
+    assert [path.name for path in folder.iterdir()] == [whole.wheel]
+    assert assets.file_digest(folder / whole.wheel) == whole.sha256
+    assert fetch("tiny") == folder
+    assert len(asked) == 1

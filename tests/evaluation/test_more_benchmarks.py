@@ -127,7 +127,7 @@ def test_questions_of_the_test_set_and_those_of_dev_are_not_taken_twice(tmp_path
         "[1]",
         '{"question": "q"}',
         '{"question": "q", "passage": "p"}',
-        '{"question": "q", "passage": 1}',
+        '{"question": "q", "passage": 1, "answer": "True"}',
         '{"question": " ", "passage": "p", "answer": "True"}',
         '{"question": "q", "passage": "p", "answer": "maybe"}',
         '{"question": "q", "passage": "p", "answer": []}',
