@@ -62,8 +62,10 @@ def forecast_table(results: Results) -> Table | None:
         "Top curvature: the largest eigenvalue of the Hessian of the training loss in the adapter's own tensors, "
         "before any training, by Lanczos; the residual is relative to it. The forecast is the best rate of "
         f"{base} times the square root of {base}'s curvature over the method's; of {base} itself there is none. "
-        f"{_agreement(results, labels)} It knows nothing of the optimiser beyond {base}'s rate: a method with rates of "
-        "its own for some tensors, or with a changed gradient, has the curvature of one without."
+        f"{_agreement(results, labels)} On MiniLM such a forecast ordered families of methods, but hardly "
+        "the relatives of LoRA among each other (docs/decisions/012). It knows nothing of the optimiser beyond "
+        f"{base}'s rate: a method with rates of its own for some tensors, or with a changed gradient, has the "
+        "curvature of one without."
     )
     return Table("forecast", "Forecast of the learning rates", caption, columns, rows, NOTES)
 

@@ -1,6 +1,6 @@
 """The curvature of the loss at a method's start, in its own tensors: what forecasts its learning rate without a run.
 
-*Learning Rate Matters* (arXiv 2602.04998, section on the Hessian) finds that the best rates of LoRA's variants fall as
+*Learning Rate Matters* (arXiv 2602.04998) finds that the best rates of LoRA's variants fall as
 the top eigenvalue of the Hessian at the start rises. What a forecast made of it is worth is in docs/decisions/012.
 """
 
@@ -30,8 +30,8 @@ BASIS = 2**28  # numbers in the Krylov basis, at most: 1 GiB in float32
 Product = Callable[[Tensor], Tensor]  # a symmetric matrix times a vector, shapes: (n,) -> (n,)
 
 
-class Flat(ArithmeticError):
-    """The loss has no finite second derivative here; the message says what was met."""
+class NotTwice(ArithmeticError):
+    """The loss has no second derivative that could be computed, or none that is finite; the message says which."""
 
 
 class Extremes(NamedTuple):
@@ -49,9 +49,9 @@ def curvature(model: Classifier, variant: Variant, batch: Batch, rng: torch.Gene
 
     The model must have the variant attached and is left as it was. Everything is in full precision, with dropout off;
     what the method detaches (DoRA's norm) counts as constant, as it does in training.
-    Of a pair with B = 0, as LoRA starts, the block of A is zero and the mixed block is the gradient of W times the
-    identity: where that dominates, eigenvalues come in pairs of opposite sign, and the top one is the size of a
-    gradient more than a curvature. It is well defined all the same.
+    Of a pair with B = 0, as LoRA starts, the block of A is zero and the mixed block of a layer holds the gradient of
+    its W, once for each rank: where that dominates, eigenvalues come in pairs of opposite sign, and the top one is
+    the size of a gradient more than a curvature. It is well defined all the same.
 
     Args:
         batch: the training rows over which the loss is averaged.
@@ -60,19 +60,19 @@ def curvature(model: Classifier, variant: Variant, batch: Batch, rng: torch.Gene
     Returns:
         top: the largest eigenvalue of the Hessian. magnitude: the eigenvalue of largest magnitude, with its sign; both
         in nats per squared unit of a parameter. products, residual: see ``Extremes``. rows: over which the loss was
-        averaged. Without trainable tensors in the encoder, or where a derivative is not finite, ``top`` is None and
-        ``reason`` says why.
+        averaged. Without trainable tensors in the encoder, or without a finite second derivative, ``top`` is None
+        and ``reason`` says why.
     """
     parameters = list(trainable_parameters(model.encoder).values())
     if not parameters:
         return {"top": None, "reason": "nothing trains in the encoder"}
     with clock("curvature"), _undisturbed(model):
-        product = hessian(model, variant, batch, parameters)
         size = sum(p.numel() for p in parameters)
         start = torch.randn(size, generator=rng).to(parameters[0])
         try:
+            product = hessian(model, variant, batch, parameters)
             found = lanczos(product, start, min(PRODUCTS, max(2, BASIS // size)))
-        except Flat as reason:
+        except NotTwice as reason:
             return {"top": None, "reason": str(reason)}
     return {
         "top": found.top,
@@ -98,13 +98,18 @@ def _undisturbed(model: Classifier) -> Iterator[None]:
 @full_precision
 def hessian(model: Classifier, variant: Variant, batch: Batch, parameters: Sequence[Tensor]) -> Product:
     """The Hessian of loss and penalty by these parameters, as products with vectors (double backward, Pearlmutter,
-    1994); the graph of the gradient is built once and kept as long as the product is."""
+    1994); the graph of the gradient is built once and kept as long as the product is.
+
+    Raises:
+        NotTwice: there is no second derivative; from the product, it is not finite.
+    """
     with sdpa_kernel(SDPBackend.MATH):  # the one attention kernel that has a second derivative
         loss = F.cross_entropy(raised(model(batch)), batch.labels)
     penalty = variant.penalty(states_of(model.encoder))
     objective = loss if penalty is None else loss + penalty
     gradients = torch.autograd.grad(objective, parameters, create_graph=True, allow_unused=True)
     curved = [i for i, gradient in enumerate(gradients) if gradient is not None and gradient.requires_grad]
+    _check_twice([gradients[i] for i in curved])
     sizes = [p.numel() for p in parameters]
 
     @full_precision
@@ -114,10 +119,25 @@ def hessian(model: Classifier, variant: Variant, batch: Batch, parameters: Seque
         found = torch.autograd.grad(outputs, parameters, along, retain_graph=True, materialize_grads=True)
         flat = torch.cat([part.reshape(-1) for part in found])
         if not bool(flat.isfinite().all()):
-            raise Flat("a second derivative of the loss is not finite")
+            raise NotTwice("a second derivative of the loss is not finite")
         return flat
 
     return product
+
+
+def _check_twice(gradients: Sequence[Tensor]) -> None:
+    """Raises NotTwice for a function whose author ruled a second derivative out (``once_differentiable``): torch does
+    not complain where the result is asked for by tensor, but leaves the function's share out."""
+    nodes = [gradient.grad_fn for gradient in gradients]
+    seen = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if node.name().endswith("Error"):
+            raise NotTwice("a function of the method cannot be differentiated twice")
+        seen.add(node)
+        nodes += [before for before, _ in node.next_functions]
 
 
 def lanczos(product: Product, start: Tensor, products: int = PRODUCTS, tolerance: float = TOLERANCE) -> Extremes:
