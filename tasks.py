@@ -266,6 +266,30 @@ def report(directory: Annotated[Path, typer.Argument(help="A results folder.")])
 
 
 @app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(help="A results folder.")],
+    b: Annotated[Path, typer.Argument(help="Another one.")],
+    out: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what changed from one results folder to another beyond noise, and which versions differ.
+
+    Example: python3 tasks.py diff results/quick results/quick-new
+    """
+    from reports import load
+    from reports.difference import differences
+    from reports.difference_tables import as_json as in_json, markdown, terminal
+
+    found, names = differences(load(a), load(b)), (str(a), str(b))
+    if as_json:
+        print(json.dumps(in_json(found, names), indent=1))
+    else:
+        console.print(terminal(found, names))
+    if out is not None:
+        write_text(out, markdown(found, names))
+
+
+@app.command()
 def schema(out: Annotated[Path | None, typer.Option(help="File to write, instead of printing it.")] = None) -> None:
     """The JSON schema of suite files, for editors.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ class ScoreRun:
     status: str  # "done", "diverged" or "failed"
     measures: Json
     error: str | None
+    record: Json = field(default_factory=dict, repr=False)  # what it was read from, with its key and all its settings
 
     def score(self, measure: Measure) -> float | None:
         """A share or a correlation, at most 1 (loss: nats, or variances); None where the run has no score."""
@@ -239,7 +240,12 @@ def _score_run(record: dict[str, Any], suite: dict[str, Any]) -> ScoreRun | None
         return None
     place = {name: run[name] for name in ("stage", "split", "lr", "seed")}
     return ScoreRun(
-        str(label), **place, status=record["status"], measures=record["measures"], error=record.get("error")
+        str(label),
+        **place,
+        status=record["status"],
+        measures=record["measures"],
+        error=record.get("error"),
+        record=record,
     )
 
 

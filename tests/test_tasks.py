@@ -102,6 +102,7 @@ VERBS = [
     "plan",
     "status",
     "report",
+    "diff",
     "schema",
     "merge",
     "export",
@@ -168,6 +169,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["params", "--model", "minilm", "--budget", "lots"], "write a number of parameters"),
         (["status", "nowhere"], "not a results folder"),
         (["report", "nowhere"], "nowhere"),
+        (["diff", "nowhere", "elsewhere"], "suite.json is missing: is nowhere the folder of a comparison?"),
         (["schema", "--out", "nowhere/suite.schema.json"], "cannot write nowhere/suite.schema.json"),
     ],
 )
