@@ -21,7 +21,8 @@ def primary_name(results: Results) -> str:
 
 def second(results: Results) -> Measure:
     """The measure that is shown beside the primary one."""
-    return "pearson" if results.metric in REGRESSION else "macro_f1"
+    others: dict[str, Measure] = {"spearman": "pearson", "pearson": "spearman", "macro_f1": "accuracy"}
+    return others.get(results.metric, "macro_f1")
 
 
 def loss_unit(results: Results) -> str:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from reports.statistics import MARGIN
 
 Json = Mapping[str, Any]
-Measure = Literal["primary", "accuracy", "macro_f1", "pearson", "loss"]  # primary: what the benchmark is judged by
+# "primary" is what the benchmark is judged by.
+Measure = Literal["primary", "accuracy", "macro_f1", "spearman", "pearson", "loss"]
 
 
 class UnusableResults(ValueError):

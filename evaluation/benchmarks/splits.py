@@ -38,6 +38,8 @@ def _parts(text: Text) -> tuple[str, ...]:
 
 def near(a: frozenset[str], b: frozenset[str]) -> bool:
     """Whether two word sets make near-duplicates. Texts without any word are near nothing."""
+    if NEAR[1] * len(a) < NEAR[0] * len(b) or NEAR[1] * len(b) < NEAR[0] * len(a):
+        return False  # of sizes that differ so much they cannot be; spares most of the long texts' comparisons
     common = len(a & b)
     return common > 0 and common * NEAR[1] >= (len(a) + len(b) - common) * NEAR[0]
 
