@@ -6,6 +6,7 @@ Text and lines are drawn in ``currentColor``, so one definition follows the page
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,8 +32,10 @@ COLOURS = (
     "#CC6677",
 )
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left")
+LABEL, LEGEND = 90, 295  # pixels: of a legend's label, and what a phone leaves for a whole legend
 WIDTH, HEIGHT = 680, 340  # of the static SVG, in pixels; the page's figures are as wide as it is
 
+_RESOURCES = re.compile(rb"(/(?:ExtGState|Font|XObject|ColorSpace|Pattern|Shading) <<\n)((?: +/\S+ \d+ 0 R\n)+)")
 _INK = "currentColor"
 _TEXT = {"labelColor": _INK, "titleColor": _INK, "labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal"}
 _CONFIG: dict[str, Any] = {
@@ -80,6 +83,19 @@ def svg(figure: Figure) -> str:
     return str(vl_convert.vegalite_to_svg({**figure.spec, "width": WIDTH, "background": "white"}))
 
 
+def pdf(figure: Figure) -> bytes:
+    """The figure as a static PDF document on white, its fonts embedded."""
+    import vl_convert
+
+    document = vl_convert.vegalite_to_pdf({**figure.spec, "width": WIDTH, "background": "white"})
+    return _RESOURCES.sub(_in_order, document)
+
+
+def _in_order(found: re.Match[bytes]) -> bytes:
+    """vl-convert names a page's resources in an order that changes from call to call. Same length: offsets hold."""
+    return found[1] + b"".join(sorted(found[2].splitlines(keepends=True)))
+
+
 def looks(results: Results, rows: Sequence[Json], legend: bool = True) -> tuple[alt.Color, alt.Shape]:
     """Colour and shape of each method: by its place in the suite, so a method looks the same in every figure."""
     present = {row["method"] for row in rows}
@@ -88,9 +104,9 @@ def looks(results: Results, rows: Sequence[Json], legend: bool = True) -> tuple[
     colours, shapes = ([look[place % len(look)] for _, place in places] for look in (COLOURS, SHAPES))
     key = alt.Legend(
         orient="bottom",
-        columns=4,
+        columns=_columns(domain),
         title=None,
-        labelLimit=90,
+        labelLimit=LABEL,
         symbolLimit=0,
         symbolOpacity=1,
         symbolSize=80,
@@ -100,6 +116,13 @@ def looks(results: Results, rows: Sequence[Json], legend: bool = True) -> tuple[
         alt.Color("method:N", scale=alt.Scale(domain=domain, range=colours), legend=key if legend else None),
         alt.Shape("method:N", scale=alt.Scale(domain=domain, range=shapes), legend=key if legend else None),
     )
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """Up to four, as many as a phone shows side by side: a legend does not wrap, it is cut off."""
+    widths = [34 + min(LABEL, 7 * len(label)) for label in labels]  # symbol, gaps, and a generous width of a letter
+    fits = (n for n in (4, 3, 2) if sum(max(widths[k::n], default=0) for k in range(n)) <= LEGEND)
+    return next(fits, 1 if max(widths, default=0) > LEGEND // 2 else 2)
 
 
 def category(field: str, domain: Sequence[str], known: Sequence[str] = ()) -> alt.Color:
@@ -117,6 +140,11 @@ def dashes(field: str, domain: Sequence[str]) -> alt.StrokeDash:
     patterns = [[1, 0], [6, 4], [2, 3]]
     scale = alt.Scale(domain=list(domain), range=[patterns[place % len(patterns)] for place in range(len(domain))])
     return alt.StrokeDash(f"{field}:N", sort=list(domain), scale=scale, legend=key if len(domain) > 1 else None)
+
+
+def score_axis(title: str) -> alt.Y:
+    """The field ``value``, in points, from somewhat below the lowest to somewhat above the highest."""
+    return alt.Y("value:Q", title=title, scale=alt.Scale(zero=False, padding=14))
 
 
 def log_axis(field: str, title: str, values: Sequence[float], steps: Sequence[int]) -> alt.X:

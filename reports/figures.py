@@ -8,17 +8,18 @@ from typing import Any
 
 import altair as alt
 
+from reports.budget_figures import expected_seconds_figure, expected_trials_figure, seconds_figure
 from reports.cost_figures import latency_figure, speed_figure
-from reports.drawing import Figure, compose, inline, log_axis, looks, tips
+from reports.drawing import Figure, compose, inline, log_axis, looks, score_axis, tips
 from reports.merging_figures import drift_figure, quantised_figure, survival_error_figure, survival_figure
 from reports.metrics import capitalised, primary_name
+from reports.rate_figures import rates_figure
 from reports.records import Results
-from reports.rounding import plus_minus, rate
+from reports.rounding import plus_minus
 from reports.spectra_figures import defects_figure, similarity_figure, spectrum_figure
 from reports.table import plain
 from reports.tables import POINTS, mean_cell
 
-CROSS = "M-0.8,-0.8L0.8,0.8M-0.8,0.8L0.8,-0.8"  # drawn, not a character: fonts differ in what they have
 GAP = 0.02  # share of the axis between two methods in the score figure
 MANY = 12  # methods up to which they can stand side by side at one parameter count without leaving their places
 
@@ -27,7 +28,10 @@ def figures(results: Results) -> dict[str, Figure]:
     """Those for which there are data, by key, in the order of the page."""
     made = (
         score_figure(results),
+        seconds_figure(results),
         rates_figure(results),
+        expected_trials_figure(results),
+        expected_seconds_figure(results),
         survival_figure(results),
         survival_error_figure(results),
         drift_figure(results),
@@ -52,7 +56,7 @@ def score_figure(results: Results) -> Figure | None:
     if not counted:
         return None
     x = log_axis("drawn", "trainable parameters (adapter)", [row["parameters"] for row in counted], steps=(1, 2, 5))
-    y, bounds = _score_axis(f"{primary_name(results)} (points)"), {"y": alt.Y("low:Q", title=""), "y2": "high:Q"}
+    y, bounds = score_axis(f"{primary_name(results)} (points)"), {"y": alt.Y("low:Q", title=""), "y2": "high:Q"}
     (colour, shape), shown = looks(results, rows), tips("method:N", "parameters:Q", f"{results.metric}:N")
     # Zero has no place on a logarithmic axis: a method without parameters is a level to beat.
     level = alt.Chart(inline([row for row in rows if row["parameters"] == 0]))
@@ -134,41 +138,3 @@ def _side_by_side(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         row | {"drawn": 10 ** (level + i * gap)} for i, (row, level) in enumerate(zip(ordered, levels, strict=True))
     ]
-
-
-def rates_figure(results: Results) -> Figure | None:
-    """Validation score against the learning rate, a line a method; chosen and diverged runs are marked."""
-    runs = [run for label in results.labels for run in results.of(label, "search")]
-    rows: list[dict[str, Any]] = [
-        {"method": plain(r.label), "rate": r.lr, "value": score * POINTS, "chosen": r.lr == results.chosen_lr(r.label)}
-        for r in runs
-        if (score := r.score("primary")) is not None
-    ]
-    if not rows or len(runs) == len({run.label for run in runs}):  # nothing was chosen among single rates
-        return None
-    lowest = min(row["value"] for row in rows)
-    lost = [{"method": plain(r.label), "rate": r.lr, "value": lowest} for r in runs if r.status == "diverged"]
-    x = log_axis("rate", "learning rate", [run.lr for run in runs], steps=(1, 3))
-    y = _score_axis(f"validation {primary_name(results)} (points)")
-    colour, shape = looks(results, rows + lost)
-    shown = [*tips("method:N", "rate:Q"), alt.Tooltip("value:Q", format=".1f", title=primary_name(results))]
-    lines = alt.Chart(inline(rows))
-    chosen = lines.transform_filter("datum.chosen")
-    layers = [
-        lines.mark_line(strokeWidth=1.5).encode(x=x, y=y, color=colour),
-        lines.mark_point(filled=True, size=50, opacity=1).encode(x=x, y=y, tooltip=shown, color=colour, shape=shape),
-        chosen.mark_point(size=190, strokeWidth=2, shape="circle").encode(x=x, y=y, color=colour),
-    ]
-    if lost:
-        crosses = alt.Chart(inline(lost)).mark_point(shape=CROSS, size=110, strokeWidth=2.5)
-        layers.append(crosses.encode(x=x, y=y, color=colour, tooltip=tips("method:N", "rate:Q")))
-    caption = "One validation run a rate. A ring marks the rate that the final runs use"
-    caption += "; ✕ at the bottom marks a run that diverged." if lost else "."
-    said = "; ".join(f"{row['method']} {rate(row['rate'])}: {row['value']:.1f}" for row in rows)
-    return compose(
-        "rates", "Learning rates", caption, f"Validation {primary_name(results)} by learning rate: {said}.", layers
-    )
-
-
-def _score_axis(title: str) -> alt.Y:
-    return alt.Y("value:Q", title=title, scale=alt.Scale(zero=False, padding=14))

@@ -15,9 +15,10 @@ from markupsafe import Markup
 from platformdirs import user_cache_path
 
 
-def data_uri(kind: str, text: str) -> str:
-    """The text as an address that holds its own content."""
-    return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"
+def data_uri(kind: str, content: str | bytes) -> str:
+    """The content as an address that holds it."""
+    raw = content.encode() if isinstance(content, str) else content
+    return f"data:{kind};base64,{base64.b64encode(raw).decode()}"
 
 
 def script_json(value: Any) -> Markup:
@@ -50,13 +51,13 @@ def vega_libraries() -> str:
     return source
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes beside the file and moves into its place, so nobody ever reads half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         os.chmod(temporary, 0o644)  # mkstemp gives 0600, which a web server cannot read
         os.replace(temporary, path)
     except BaseException:

@@ -9,7 +9,7 @@ from reports.rounding import fixed
 from reports.table import EMPTY, Cell, Column, Table, digits, learning_rate
 from reports.tables import EDGE, EDGE_NOTE, METHOD
 
-EXPONENT = 0.5  # of the ratio of curvatures: the best of those tried on 37 methods (docs/decisions/012)
+EXPONENT = 0.5  # of the ratio of curvatures: the best of those tried on 37 methods (docs/decisions/013)
 FEWEST = 5  # methods from which a rank correlation is worth a number
 ABSENT = "¶"
 NOTES = ((EDGE, EDGE_NOTE), (ABSENT, "The loss has no finite or no positive curvature here: no forecast."))
@@ -63,7 +63,7 @@ def forecast_table(results: Results) -> Table | None:
         "before any training, by Lanczos; the residual is relative to it. The forecast is the best rate of "
         f"{base} times the square root of {base}'s curvature over the method's; of {base} itself there is none. "
         f"{_agreement(results, labels)} On MiniLM such a forecast ordered families of methods, but hardly "
-        "the relatives of LoRA among each other (docs/decisions/012). It knows nothing of the optimiser beyond "
+        "the relatives of LoRA among each other (docs/decisions/013). It knows nothing of the optimiser beyond "
         f"{base}'s rate: a method with rates of its own for some tensors, or with a changed gradient, has the "
         "curvature of one without."
     )

@@ -8,15 +8,17 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from reports.checklist import CHECKLIST, checklist
 from reports.claims import missing
 from reports.drawing import Figure
 from reports.files import data_uri, inside_script, script_json, vega_libraries
 from reports.provenance import protocol, provenance
 from reports.records import Results
 from reports.render import STATEMENTS, to_csv, to_latex, to_markdown
-from reports.table import Table, plain, shown
+from reports.table import Cell, Table, plain, shown
 from reports.words import Verdict
 
+NONE: Mapping[str, bytes] = {}
 TEMPLATES = Path(__file__).parent / "templates"
 DOWNLOADS = (
     ("CSV", "csv", "text/csv", to_csv),
@@ -32,6 +34,7 @@ def page(
     tables: Mapping[str, Table],
     figures: Mapping[str, Figure],
     drawings: Mapping[str, str],
+    prints: Mapping[str, bytes] = NONE,
 ) -> str:
     """The report as one HTML document.
 
@@ -40,6 +43,7 @@ def page(
         verdicts: on the statements, all that the records allow.
         tables, figures: by key; a section whose table or figure is absent says so.
         drawings: the figures as SVG documents, by the same keys.
+        prints: the figures as PDF documents; one without has no link to it.
     """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -49,7 +53,7 @@ def page(
         lstrip_blocks=True,
     )
     environment.filters["plain"] = lambda value: plain(str(value))
-    environment.globals.update(shown=shown, downloads=downloads)
+    environment.globals.update(shown=shown, sortkey=sortkey, downloads=downloads)
     return environment.get_template("report.html.j2").render(
         suite=results.suite,
         labels=results.labels,
@@ -60,9 +64,13 @@ def page(
         tables=tables,
         figures=figures,
         images={key: data_uri("image/svg+xml", drawing) for key, drawing in drawings.items()},
+        prints={key: data_uri("application/pdf", document) for key, document in prints.items()},
         protocol=protocol(results),
+        checklist=checklist(results),
+        checklist_title=CHECKLIST,
         provenance=provenance(results),
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        behaviour=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
         specs=script_json({key: figure.spec for key, figure in figures.items()}),
         libraries=Markup(inside_script(vega_libraries())) if figures else "",
     )
@@ -73,3 +81,10 @@ def downloads(table: Table) -> list[tuple[str, str, str]]:
     return [
         (name, f"{table.key}.{end}", data_uri(f"{kind};charset=utf-8", to(table))) for name, end, kind, to in DOWNLOADS
     ]
+
+
+def sortkey(cell: Cell) -> str | None:
+    """What the page sorts a cell by: the raw number, nothing of an empty cell; None where it is the text itself."""
+    if cell.value is None or cell.value == "":
+        return ""
+    return None if isinstance(cell.value, str) else repr(float(cell.value))

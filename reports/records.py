@@ -33,6 +33,12 @@ class ScoreRun:
     error: str | None
     record: Json = field(default_factory=dict, repr=False)  # what it was read from, with its key and all its settings
 
+    @property
+    def seconds(self) -> Json:
+        """Wall time by phase."""
+        found: Json = self.record.get("seconds") or {}
+        return found
+
     def score(self, measure: Measure) -> float | None:
         """A share or a correlation, at most 1 (loss: nats, or variances); None where the run has no score."""
         score = self.measures.get("score", {})

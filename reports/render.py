@@ -18,6 +18,7 @@ from reports.words import Verdict
 
 STATEMENTS = "Four statements about SVD-form updates"
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~$])")
+_NUMBER = re.compile(r"(?<!\w)([+−-]?\d[\d,]*(?:\.\d+)?(?:e[+−-]?\d+)?)(?: ± (\d[\d,]*(?:\.\d+)?))?(?!\w)")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -49,7 +50,11 @@ def escape_markdown(text: str) -> str:
 
 def escape_latex(text: str) -> str:
     """Text that LaTeX sets as it is, outside mathematics."""
-    return "".join(_LATEX.get(c, c) for c in plain(text))
+    return _escaped(plain(text))
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(c, c) for c in text)
 
 
 def to_markdown(table: Table) -> str:
@@ -83,7 +88,7 @@ def _markdown_cell(column: Column, cell: Cell) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A booktabs table; the document needs ``\\usepackage{booktabs}``."""
+    """A booktabs table with siunitx numbers; the document needs ``\\usepackage{booktabs,siunitx}``."""
     columns, rows = table.at("document")
     heads = [rf"\textbf{{{escape_latex(column.title)}}}" for column in columns]
     body = [[_latex_cell(*pair) for pair in zip(columns, row, strict=True)] for row in rows]
@@ -92,6 +97,7 @@ def to_latex(table: Table) -> str:
     lines = [
         r"\begin{table}",
         r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
+        r"\sisetup{separate-uncertainty = true, retain-explicit-plus = true}",
         rf"\caption{{{caption}}}",
         rf"\label{{tab:{table.key}}}",
         rf"\begin{{tabular}}{{{''.join(column.align[0] for column in columns)}}}",
@@ -107,9 +113,25 @@ def to_latex(table: Table) -> str:
 
 
 def _latex_cell(column: Column, cell: Cell) -> str:
-    text = escape_latex(shown(column, cell))
+    text = shown(column, cell)
+    # A bold number stays text: how siunitx is told of the weight differs between its versions.
+    numeric = column.align == "right" and not cell.best
+    text = _latex_numbers(text) if numeric else escape_latex(text)
     mark = rf"\textsuperscript{{{escape_latex(cell.mark)}}}" if cell.mark else ""
     return (rf"\textbf{{{text}}}" if cell.best else text) + mark
+
+
+def _latex_numbers(text: str) -> str:
+    """Every number of the text in siunitx's hands: grouping, signs, uncertainties and powers of ten."""
+    parts, end = [], 0
+    for found in _NUMBER.finditer(text):
+        value, half = (group and group.replace(",", "").replace("−", "-") for group in found.groups())
+        one = rf"\num{{{value} +- {half}}}" if half and float(half) else rf"\num{{{value}}}"
+        # siunitx drops an uncertainty of zero, which is a statement here.
+        zero = rf" $\pm$ \num{{{half}}}" if half and not float(half) else ""
+        parts += [_escaped(text[end : found.start()]), one, zero]
+        end = found.end()
+    return "".join([*parts, _escaped(text[end:])])
 
 
 def to_csv(table: Table) -> str:

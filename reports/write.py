@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from reports.checklist import checklist_markdown, search_space_table
 from reports.claims import opening
 from reports.costs import latency_table, merge_cost_table, speed_table
 from reports.files import write_atomically
@@ -18,6 +19,7 @@ from reports.orthogonality import orthogonality_table
 from reports.pairs import pairs_table
 from reports.records import Results, load
 from reports.render import escape_markdown, statements_markdown, to_csv, to_latex, to_markdown, to_rich
+from reports.runlog import runs_table
 from reports.spectra import spectrum_table
 from reports.starts import quantised_table, start_table
 from reports.table import Table, plain
@@ -42,7 +44,7 @@ class Report:
 
 
 def write_report(directory: Path) -> Report:
-    """Writes report.html, table.md, table.tex, table.csv, a CSV file for each other table and an SVG for each figure.
+    """Writes report.html, table.md, table.tex, table.csv, a CSV file for each other table, SVG and PDF for each figure.
 
     The files are a pure function of the records: the same records give the same bytes.
 
@@ -52,9 +54,9 @@ def write_report(directory: Path) -> Report:
     results = load(directory)
     judged, tables = verdicts(results), all_tables(results)
     sentences = opening(results, judged)
-    files = [(directory / name, text) for name, text in contents(results, sentences, judged, tables)]
-    for path, text in files:
-        write_atomically(path, text)
+    files = [(directory / name, content) for name, content in contents(results, sentences, judged, tables)]
+    for path, content in files:
+        write_atomically(path, content)
     return Report(tuple(sentences), tables, tuple(path for path, _ in files))
 
 
@@ -79,6 +81,8 @@ def all_tables(results: Results) -> dict[str, Table]:
         forecast_table,
         methods_table,
         unscored_table,
+        search_space_table,
+        runs_table,
     )
     made = (make(results) for make in makers)
     return {table.key: table for table in made if table is not None and table.rows}
@@ -86,20 +90,23 @@ def all_tables(results: Results) -> dict[str, Table]:
 
 def contents(
     results: Results, sentences: list[str], judged: list[Verdict], tables: dict[str, Table]
-) -> Iterator[tuple[str, str]]:
-    """(file name, text) of every file of the report."""
-    from reports.drawing import svg  # altair is slow to import: those who only read records do without it
+) -> Iterator[tuple[str, str | bytes]]:
+    """(file name, content) of every file of the report."""
+    from reports.drawing import pdf, svg  # altair is slow to import: those who only read records do without it
     from reports.figures import figures
     from reports.page import page
 
     charts = figures(results)
     drawings = {key: svg(figure) for key, figure in charts.items()}
+    prints = {key: pdf(figure) for key, figure in charts.items()}
     head = f"# {escape_markdown(str(results.suite.get('name', 'Report')))}\n\n"
     said = "".join(f"- {escape_markdown(sentence)}\n" for sentence in sentences)
-    yield "report.html", page(results, sentences, judged, tables, charts, drawings)
-    yield "table.md", "\n".join([head + said, *statements_markdown(judged), *map(to_markdown, tables.values())])
+    yield "report.html", page(results, sentences, judged, tables, charts, drawings, prints)
+    sections = [*statements_markdown(judged), *map(to_markdown, tables.values()), checklist_markdown(results)]
+    yield "table.md", "\n".join([head + said, *sections])
     yield "table.tex", "\n".join(map(to_latex, tables.values()))
     for key, table in tables.items():
         yield ("table.csv" if key == "main" else f"table_{key}.csv"), to_csv(table)
-    for key, drawing in drawings.items():
-        yield f"figure_{key}.svg", drawing
+    for key in charts:
+        yield f"figure_{key}.svg", drawings[key]
+        yield f"figure_{key}.pdf", prints[key]

@@ -1,7 +1,7 @@
 """The curvature of the loss at a method's start, in its own tensors: what forecasts its learning rate without a run.
 
 *Learning Rate Matters* (arXiv 2602.04998) finds that the best rates of LoRA's variants fall as
-the top eigenvalue of the Hessian at the start rises. What a forecast made of it is worth is in docs/decisions/012.
+the top eigenvalue of the Hessian at the start rises. What a forecast made of it is worth is in docs/decisions/013.
 """
 
 from __future__ import annotations

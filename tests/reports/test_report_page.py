@@ -28,9 +28,20 @@ FILES = {
     "table.csv",
     "table_merging_full.csv",
 }
-FIGURES = ["score", "rates", "survival", "survival_error", "drift", "quantised", "speed"]
+FIGURES = [
+    "score",
+    "seconds",
+    "rates",
+    "expected_trials",
+    "expected_seconds",
+    "survival",
+    "survival_error",
+    "drift",
+    "quantised",
+    "speed",
+]
 FIGURES += ["latency_token", "latency_batch"]
-FILES |= {f"figure_{key}.svg" for key in FIGURES}
+FILES |= {f"figure_{key}.{end}" for key in FIGURES for end in ("svg", "pdf")}
 
 
 class Elements(HTMLParser):
@@ -83,8 +94,8 @@ def test_nothing_is_loaded_from_a_network(page):
 
 def test_a_label_cannot_leave_its_place(page):
     elements = Elements(page)
-    assert [tag for tag, _ in elements.tags].count("script") == 2
-    assert len(elements.scripts) == 2
+    assert [tag for tag, _ in elements.tags].count("script") == 3
+    assert len(elements.scripts) == 3
     assert "<script>alert" not in page
     assert "&lt;/script&gt;&lt;script&gt;alert(1)" in page
 
@@ -94,10 +105,11 @@ def test_every_figure_has_words_and_a_download(page):
     charts = [attrs for tag, attrs in tags if tag == "div" and attrs.get("class") == "chart"]
     assert [chart["id"] for chart in charts] == [f"figure-{key}" for key in FIGURES]
     assert all(chart["role"] == "img" and len(chart["aria-label"]) > 60 for chart in charts)
-    images = [attrs["href"] for tag, attrs in tags if tag == "a" and attrs.get("download", "").endswith(".svg")]
-    assert len(images) == len(FIGURES)
-    for image in images:
-        assert base64.b64decode(image.split(",")[1]).startswith(b"<svg")
+    for end, begins in (("svg", b"<svg"), ("pdf", b"%PDF-1.7")):
+        files = [attrs["href"] for tag, attrs in tags if tag == "a" and attrs.get("download", "").endswith(f".{end}")]
+        assert len(files) == len(FIGURES)
+        for file in files:
+            assert base64.b64decode(file.split(",")[1]).startswith(begins)
 
 
 def test_downloads_hold_the_tables(folder, page):
@@ -135,7 +147,8 @@ def test_no_records_at_all(tmp_path):
     write_report(write_folder(tmp_path, [], wall=False))
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Nothing may be claimed yet" in page
-    assert "<script>" not in page
+    assert len(Elements(page).scripts) == 1  # sorting; without figures no libraries
+    assert "vegaEmbed" not in page
 
 
 def test_damaged_results_leave_the_old_report(tmp_path):

@@ -1,0 +1,55 @@
+"""The log: every training that was recorded, in one table, whatever became of it."""
+
+from __future__ import annotations
+
+import math
+
+from reports.metrics import primary_name
+from reports.records import Results, ScoreRun
+from reports.table import Cell, Column, Table, count, digits, learning_rate, text
+from reports.tables import METHOD, POINTS
+
+TRAINING = ("calibration", "attach", "forward", "backward", "optimiser", "hooks")  # phases of a run, none of scoring
+
+
+def training_seconds(run: ScoreRun) -> float | None:
+    """From the bare base to the trained method; None where no step was timed."""
+    return sum(float(run.seconds.get(phase, 0.0)) for phase in TRAINING) if "forward" in run.seconds else None
+
+
+def last_loss(run: ScoreRun) -> float | None:
+    """The training loss of the last step taken, in nats; None where there is none, or none that is finite."""
+    losses = run.measures.get("training", {}).get("loss") or [None]
+    return float(losses[-1]) if losses[-1] is not None and math.isfinite(losses[-1]) else None
+
+
+def runs_table(results: Results) -> Table:
+    """A row a run: by method, the search before the final runs."""
+    columns = (
+        METHOD,
+        Column("stage", "stage", text, align="left", place="terminal"),
+        Column("split", "scored on", text, align="left"),
+        Column("learning_rate", "learning rate", learning_rate, place="terminal"),
+        Column("seed", "seed", count, place="terminal"),
+        Column("status", "status", text, align="left", place="terminal"),
+        Column(results.metric, primary_name(results), digits(3, POINTS), "points", place="terminal"),
+        Column("last_training_loss", "last training loss", digits(3), "nats"),
+        Column("training_seconds", "training", digits(3), "s"),
+        Column("total_seconds", "whole run", digits(3), "s"),
+        Column("reason", "reason", text, align="left", place="data"),
+    )
+    runs = (run for label in results.labels for stage in ("search", "final") for run in results.of(label, stage))
+    caption = (
+        "Every recorded run of a method, those that failed or diverged included. Search runs are scored on validation "
+        "data and final runs on test data: their scores are not comparable. The training loss is that of the last "
+        "step, of one batch. Training: from the bare base to the trained method; the whole run adds scoring and what "
+        "else was measured. Runs may have shared the machine: times of methods are compared under Speed. Reasons of "
+        "failures are in the CSV file."
+    )
+    return Table("runs", "Runs", caption, columns, tuple(_row(run) for run in runs))
+
+
+def _row(run: ScoreRun) -> tuple[Cell, ...]:
+    place = (Cell(run.label), Cell(run.stage), Cell(run.split), Cell(run.lr), Cell(run.seed), Cell(run.status))
+    measured = (run.score("primary"), last_loss(run), training_seconds(run), run.seconds.get("total"))
+    return (*place, *map(Cell, measured), Cell(run.error or ""))
