@@ -170,7 +170,7 @@ class Browser:
     def complaints(self) -> list[str]:
         """What the console says, what was thrown, and every address asked for outside the file itself."""
         told = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
-        found = [f"{method}: {json.dumps(p)[:300]}" for method, p in self.events if method in told]
+        found = [f"{method}: {json.dumps(p)[:2000]}" for method, p in self.events if method in told]
         asked = [p["request"]["url"] for method, p in self.events if method == "Network.requestWillBeSent"]
         return found + [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
 

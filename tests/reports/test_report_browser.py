@@ -93,6 +93,16 @@ def test_a_click_on_a_header_sorts_by_the_number(browser, folder, width):
     assert browser.run(f"{button}.parentElement.ariaSort") == "none"
 
 
+def test_negative_numbers_come_first(browser, folder):
+    opened(browser, folder, 1200)
+    place, button = head(browser, "against lora")
+    browser.click(button)
+    shown = [text.split(" ± ")[0].replace("−", "-") for text in column(browser, place) if " ± " in text]
+    assert len(shown) == len(samples.METHODS) - 2  # not the baseline, not the one without a score
+    assert [float(text) for text in shown] == sorted(map(float, shown))
+    assert float(shown[0]) < 0 < float(shown[-1])
+
+
 def test_empty_cells_stay_below_and_ties_in_the_order_of_the_suite(browser, folder):
     opened(browser, folder, 1200)
     place, button = head(browser, "accuracy")
