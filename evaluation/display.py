@@ -20,7 +20,8 @@ def label_of(suite: Suite, run: Run) -> str:
     """The label under which the suite lists the run's method."""
     if isinstance(run, SpeedRun | QuantisedRun):
         return "all methods"
-    return next((e.label for e in suite.methods if e.method == run.method), run.method.name)
+    entries = (e for e in suite.methods if e.method == run.method and suite.layers_of(e) == run.where)
+    return next((entry.label for entry in entries), run.method.name)
 
 
 def describe(suite: Suite, run: Run) -> str:

@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from evaluation import spec
+from evaluation.display import label_of
 from evaluation.protocol import resolve
 from evaluation.spec import (
     SUITES,
@@ -330,3 +331,12 @@ def test_spectra_are_off_unless_asked_for():
         load_suite("quick", {"benchmark": "polarity", "spectrum.items": "50"})
     with pytest.raises(Unusable, match=r"unknown key 'spectrum.item': did you mean items"):
         load_suite("quick", {"spectrum.item": "50"})
+
+
+def test_progress_names_the_same_method_on_other_layers_by_its_label(tmp_path):
+    other = '[[methods]]\nname = "lora"\nlabel = "elsewhere"\nwhere = "key"'
+    suite = load_suite(write(tmp_path, "", other))
+    methods = {entry.label: entry for entry in suite.methods}
+    for label in ("lora", "elsewhere"):
+        entry = methods[label]
+        assert label_of(suite, toy.run("lora", method=entry.method, where=suite.layers_of(entry))) == label
