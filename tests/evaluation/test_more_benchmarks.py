@@ -218,3 +218,17 @@ def test_a_loader_that_fails_is_named(loader, message, monkeypatch):
     monkeypatch.setitem(benchmarks.base._LOADERS, "made", loader)
     with pytest.raises(Unusable, match=message):
         benchmarks.load_benchmark("made")
+
+
+def test_what_was_declared_is_held_against_what_is_loaded(monkeypatch):
+    monkeypatch.setattr(benchmarks.base, "_LOADERS", dict(benchmarks.base._LOADERS))
+    monkeypatch.setattr(benchmarks.base, "_DECLARED", dict(benchmarks.base._DECLARED))
+
+    @benchmarks.register_benchmark("made", metric="matthews", sizes=(1, 1, 2))
+    def made() -> Benchmark:
+        return Benchmark("made", ("k",), *((Example(i, i, 0),) for i in "abc"), metric="matthews")
+
+    (card,) = [card for card in benchmarks.cards() if card["name"] == "made"]
+    assert (card["kind"], card["metric"], card["test"]) == ("classification", "matthews", 2)
+    with pytest.raises(Unusable, match=r"declared as matthews and \(1, 1, 2\), but it is matthews and \(1, 1, 1\)"):
+        benchmarks.load_benchmark("made")
