@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from evaluation.architectures import Architecture, architecture, layers
 from evaluation.search import best, grid, next_rate, trials
+from evaluation.seeds import seeds_needed
 from evaluation.sizes import parsed_budget
 from evaluation.spec import (
     Entry,
@@ -64,32 +65,33 @@ class Plan:
         searches = [self.search(entry, records) for entry in entries]
         # Rate by rate, so that after the first round the time of every method's runs is known.
         found: list[Run] = [run for rank in zip_longest(*searches) for run in rank if run is not None]
+        seeds = self.seeds(records)
         for entry in entries:
             rate = self.rate(entry, records)
             if rate is not None:
-                found += self.final(entry, rate)
+                found += self.final(entry, rate, seeds[entry.label])
         if self.suite.quantised:
             found.append(self.quantised_run())
         if self.suite.speed and all(key(run) in records for run in found):
             found.append(self.speed_run())
         return found
 
-    def total(self) -> int:
-        """How many runs the suite has when no learning-rate search diverges altogether."""
-        suite = self.suite
-        scores = sum(suite.search_runs_of(entry) + suite.seeds_of(entry) for entry in suite.methods)
+    def total(self, records: Mapping[str, Record] = NOTHING) -> int:
+        """How many runs the suite has when no learning-rate search diverges altogether, as far as the records tell:
+        undecided pairs of methods may call for more seeds."""
+        suite, seeds = self.suite, self.seeds(records)
+        scores = sum(suite.search_runs_of(entry) + seeds[entry.label] for entry in suite.methods)
         return scores + bool(suite.quantised) + bool(suite.speed)
 
     def tallies(self, records: Mapping[str, Record]) -> list[Tally]:
         """What of each method and stage is recorded, and what is left; runs of another setting do not count."""
-        found = []
+        found, seeds = [], self.seeds(records)
         for entry in costly_first(self.suite.methods):
             search = self.search(entry, records)
             wanted = self.suite.search_runs_of(entry)
-            rate = self.rate(entry, records)
-            lost = rate is None and len(search) == wanted and all(key(run) in records for run in search)
-            final = [] if rate is None else self.final(entry, rate)
-            expected = {"search": wanted, "final": 0 if lost else self.suite.seeds_of(entry)}
+            rate, lost = self.rate(entry, records), self._lost(entry, records)
+            final = [] if rate is None else self.final(entry, rate, seeds[entry.label])
+            expected = {"search": wanted, "final": 0 if lost else seeds[entry.label]}
             for stage, runs in (("search", search), ("final", final)):
                 done = sum(key(run) in records for run in runs)
                 if expected[stage] or runs:
@@ -128,8 +130,27 @@ class Plan:
         runs = self.search(entry, records)
         return chosen_rate(runs, records) if len(runs) == self.suite.search_runs_of(entry) else None
 
-    def final(self, entry: Entry, rate: float) -> list[ScoreRun]:
-        return [self._score_run(entry, "final", rate, 1 + i) for i in range(self.suite.seeds_of(entry))]
+    def final(self, entry: Entry, rate: float, seeds: int | None = None) -> list[ScoreRun]:
+        """The runs that are reported: as many as the suite says unless ``seeds`` are given."""
+        return [self._score_run(entry, "final", rate, 1 + i) for i in range(seeds or self.suite.seeds_of(entry))]
+
+    def seeds(self, records: Mapping[str, Record]) -> dict[str, int]:
+        """How many final runs each method has, by label: with ``max_seeds``, more while a pair is undecided."""
+        counts = {entry.label: self.suite.seeds_of(entry) for entry in self.suite.methods}
+        cap = self.suite.protocol.max_seeds
+        if cap is None:
+            return counts
+        rates = {entry.label: (entry, self.rate(entry, records)) for entry in self.suite.methods}
+        if any(rate is None and not self._lost(entry, records) for entry, rate in rates.values()):
+            return counts
+        finals = {label: self.final(entry, rate, cap) for label, (entry, rate) in rates.items() if rate is not None}
+        return counts | seeds_needed(self.suite.protocol, finals, records)
+
+    def _lost(self, entry: Entry, records: Mapping[str, Record]) -> bool:
+        """Whether a method's whole search has been run and left no rate: all diverged."""
+        search = self.search(entry, records)
+        complete = len(search) == self.suite.search_runs_of(entry) and all(key(run) in records for run in search)
+        return complete and self.rate(entry, records) is None
 
     def speed_run(self) -> SpeedRun:
         assert self.suite.speed is not None

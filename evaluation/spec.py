@@ -154,14 +154,6 @@ class Protocol(_Frozen):
             raise ValueError(f"seeds go from {self.seeds} up to {self.max_seeds}: begin with at least 2, end with more")
         return self
 
-    @property
-    def looks(self) -> tuple[int, ...]:
-        """Numbers of seeds at which it is decided whether to go on, the last the cap; without a cap the only one."""
-        found = [self.seeds]
-        while found[-1] < (self.max_seeds or 0):
-            found.append(min(2 * found[-1], self.max_seeds or 0))
-        return tuple(found)
-
 
 class Merging(_Frozen):
     """Test items and storage formats on which merging is measured, and how deeply: ``outputs`` and what is kept of the
@@ -284,6 +276,9 @@ class Suite(_Frozen):
         twice = [label for label, n in labels.items() if n > 1]
         if twice:
             raise ValueError(f"two methods are labelled {twice[0]!r}: give each its own `label`")
+        own = next((entry.label for entry in self.methods if entry.seeds), None)
+        if own and self.protocol.max_seeds:
+            raise ValueError(f"{own!r} has `seeds` of its own, and protocol.max_seeds adds seeds: leave one out")
         if self.baseline not in labels:
             near = suggestion(self.baseline, list(labels))
             raise ValueError(f"baseline {self.baseline!r} is not one of the methods: {near}")

@@ -19,6 +19,7 @@ def comparisons(results: Results, reference: str, labels: Iterable[str] | None =
     return statistics.compare_with(
         {label: results.outcomes(label) for label in chosen},
         reference,
+        level=statistics.look_level(len(results.looks)),
         resolution=results.resolution,
         margin=results.margin,
         diverged=diverged(results),
@@ -28,9 +29,10 @@ def comparisons(results: Results, reference: str, labels: Iterable[str] | None =
 def pair_comparisons(results: Results) -> dict[Pair, Comparison]:
     """Every pair of methods (later, earlier) in display order, Holm-corrected over all of them."""
     outcomes = {label: results.outcomes(label) for label in results.labels}
-    return statistics.all_pairs(
-        outcomes, resolution=results.resolution, margin=results.margin, diverged=diverged(results)
-    )
+    settings = {"resolution": results.resolution, "margin": results.margin}
+    if len(results.looks) == 1:
+        return statistics.all_pairs(outcomes, **settings, diverged=diverged(results))
+    return statistics.sequential_decision(outcomes, results.looks, **settings, diverged=diverged(results)).comparisons
 
 
 def diverged(results: Results) -> frozenset[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from reports.statistics import MARGIN
+from reports.statistics import MARGIN, planned_looks
 
 Json = Mapping[str, Any]
 # "primary" is what the benchmark is judged by.
@@ -112,6 +112,12 @@ class Results:
     def margin(self) -> float:
         """The difference in accuracy up to which methods are practically equal, a share."""
         return float(self.suite["protocol"].get("margin", MARGIN))
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Numbers of final seeds at which it was decided whether to add more."""
+        protocol = self.suite["protocol"]
+        return planned_looks(int(protocol.get("seeds", 0)), protocol.get("max_seeds"))
 
     def of(self, label: str, stage: str) -> list[ScoreRun]:
         """A method's runs of one stage, by learning rate and seed."""

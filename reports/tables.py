@@ -9,6 +9,7 @@ from reports.comparing import best_method, comparisons, unbeaten_probe
 from reports.metrics import NAMES, loss_unit, primary_name, second, times_hundred
 from reports.records import Json, Measure, Results, ScoreRun
 from reports.rounding import significant
+from reports.statistics import look_level
 from reports.table import (
     EMPTY,
     Cell,
@@ -23,7 +24,7 @@ from reports.table import (
     with_bounds,
     with_half,
 )
-from reports.words import span
+from reports.words import listed, span
 
 POINTS, MEBI = 100.0, 1 / 2**20
 EDGE, UNPAIRED, LOST = "†", "‡", "§"
@@ -167,7 +168,18 @@ def verdict_words(results: Results) -> str:
     return (
         f"Practically equal: within ±{in_points(results.margin)}, by two one-sided tests. Undecided (+n seeds): "
         "so many more would decide it with 80 % power, if mean and spread stay as observed; without a number it takes "
-        "over 1,000, or a seed diverged."
+        "over 1,000, or a seed diverged." + _looks(results.looks)
+    )
+
+
+def _looks(looks: tuple[int, ...]) -> str:
+    """How seeds were added, if they were."""
+    if len(looks) == 1:
+        return ""
+    each = f"{significant(100 * (1 - look_level(len(looks))), 2)} %"
+    return (
+        f" Seeds were added while a pair was undecided, at {listed(list(map(str, looks)))} seeds: each look is judged "
+        f"at {each}, and intervals of differences are as wide."
     )
 
 

@@ -171,7 +171,7 @@ class LocalEngine:
         done = sum(key(run) in known for run in self.plan.runs(known))
         running = [run for run, _ in self.futures.values()]
         return Progress(
-            done, self.plan.total(), running, seconds_left(self.plan, self.store.records, self.workers), latest
+            done, self.plan.total(known), running, seconds_left(self.plan, self.store.records, self.workers), latest
         )
 
     # ---- the pool ---------------------------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ from reports.statistics.search import (
 from reports.statistics.sequential import (
     Looks as Looks,
     look_level as look_level,
+    planned_looks as planned_looks,
     sequential_decision as sequential_decision,
 )
 from reports.statistics.verdicts import (

@@ -35,6 +35,14 @@ class Looks:
     waiting: frozenset[str] = frozenset()
 
 
+def planned_looks(first: int, cap: int | None) -> tuple[int, ...]:
+    """Numbers of seeds at which to look: doubling from the first to the cap; without a cap the first alone."""
+    found = [first]
+    while found[-1] < (cap or 0):
+        found.append(min(2 * found[-1], cap or 0))
+    return tuple(found)
+
+
 def look_level(looks: int, level: float = LEVEL) -> float:
     """The level of each of ``looks`` planned looks so that all together keep ``level``: 1 - (1 - level) / looks.
 
