@@ -9,6 +9,7 @@ from typing import get_args
 from reports.comparing import best_method, comparisons, unbeaten_probe
 from reports.records import Results
 from reports.rounding import bracketed, plus_minus
+from reports.shared_rates import shared_rates_sentences
 from reports.statistics import Comparison, Verdict as Judgement
 from reports.tables import EDGE, POINTS, in_points, main_table, mean_cell
 from reports.verdicts import in_one_sentence
@@ -18,6 +19,7 @@ from reports.words import MANY, Verdict, in_words, listed, span
 def opening(results: Results, verdicts: Sequence[Verdict]) -> list[str]:
     """The sentences a report opens with: what was compared, who is better, what it costs, and what weakens it."""
     sentences = [_what_was_compared(results), _best(results), _against_baseline(results), _probe(results)]
+    sentences += shared_rates_sentences(results)
     sentences += [_step_time(results), in_one_sentence(verdicts), _edges(results), _unscored(results)]
     sentences += [_mixed_sources(results)]
     if gaps := missing(results):

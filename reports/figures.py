@@ -16,6 +16,7 @@ from reports.metrics import capitalised, primary_name
 from reports.rate_figures import rates_figure
 from reports.records import Results
 from reports.rounding import plus_minus
+from reports.shared_rates_figure import shared_rates_figure
 from reports.spectra_figures import defects_figure, similarity_figure, spectrum_figure
 from reports.table import plain
 from reports.tables import POINTS, mean_cell
@@ -30,6 +31,7 @@ def figures(results: Results) -> dict[str, Figure]:
         score_figure(results),
         seconds_figure(results),
         rates_figure(results),
+        shared_rates_figure(results),
         expected_trials_figure(results),
         expected_seconds_figure(results),
         survival_figure(results),

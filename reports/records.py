@@ -83,7 +83,10 @@ class Results:
 
     def points(self, label: str) -> int:
         """How many learning rates the suite asks for; a method with one has no search runs."""
-        return self._own(label, "points", 1)
+        protocol, grid = self.suite["protocol"], self._own(label, "points", 1)
+        if protocol.get("ruleset") == "defaults" or grid == 1:
+            return 1
+        return max(grid, int(protocol.get("trials") or 0))
 
     def seeds(self, label: str) -> int:
         """How many final seeds the suite asks for."""

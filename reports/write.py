@@ -20,6 +20,7 @@ from reports.pairs import pairs_table
 from reports.records import Results, load
 from reports.render import escape_markdown, statements_markdown, to_csv, to_latex, to_markdown, to_rich
 from reports.runlog import runs_table
+from reports.shared_rates import shared_rates_table
 from reports.spectra import spectrum_table
 from reports.starts import quantised_table, start_table
 from reports.table import Table, plain
@@ -65,6 +66,7 @@ def all_tables(results: Results) -> dict[str, Table]:
     makers = (
         main_table,
         pairs_table,
+        shared_rates_table,
         orthogonality_table,
         start_table,
         merging_table,
