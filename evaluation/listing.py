@@ -51,10 +51,13 @@ def _setting(plan: Plan, row: Mapping[str, Any]) -> str:
         return f"ranks {', '.join(map(str, suite.quantised.ranks))}"
     entry = next(e for e in suite.methods if e.label == row["method"])
     if row["stage"] == "search":
-        return ", ".join(f"{run.lr:g}" for run in plan.search(entry))
+        rates = list(dict.fromkeys(run.lr for run in plan.search(entry)))
+        more = suite.search_runs_of(entry) // suite.protocol.search_seeds - len(rates)
+        each = f", with {suite.protocol.search_seeds} seeds" if suite.protocol.search_seeds > 1 else ""
+        return ", ".join(f"{rate:g}" for rate in rates) + (f" and {more} more" if more else "") + each
     rate = f"{plan.rate(entry, {}):g}" if suite.points_of(entry) == 1 else "the best rate"
-    seeds = suite.seeds_of(entry)
-    return f"seed{'s 1 to' if seeds > 1 else ''} {seeds} at {rate}"
+    seeds, cap = suite.seeds_of(entry), suite.protocol.max_seeds
+    return f"seed{'s 1 to' if seeds > 1 else ''} {seeds} at {rate}{f' (up to {cap})' if cap else ''}"
 
 
 def status_table(records: Iterable[Record]) -> Table:

@@ -8,6 +8,7 @@ from random import Random
 import pytest
 
 from evaluation import seeds
+from evaluation.listing import plan_table
 from evaluation.protocol import Plan
 from evaluation.spec import Protocol, Record, ScoreRun, key
 from reports.statistics import planned_looks
@@ -100,6 +101,14 @@ def test_a_rule_that_never_stops_is_caught(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(seeds, "sequential_decision", never)
     with pytest.raises(AssertionError):
         test_pairs_that_are_decided_need_no_more_seeds()
+
+
+def test_a_plan_shows_the_budget_and_the_cap() -> None:
+    protocol = Protocol(points=3, trials=5, search_seeds=2, seeds=2, max_seeds=8)
+    p = plan(("lora",), protocol=protocol, speed=None)
+    rows = [{"method": "lora", "stage": stage, "runs": 1, "done": 0, "seconds": 1.0} for stage in ("search", "final")]
+    shown = list(plan_table(p, rows).columns[2].cells)
+    assert shown == ["0.00158, 0.005, 0.0158 and 2 more, with 2 seeds", "seeds 1 to 2 at the best rate (up to 8)"]
 
 
 def test_seeds_of_a_method_of_its_own_and_a_cap_exclude_each_other() -> None:
