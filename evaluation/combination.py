@@ -8,10 +8,9 @@ from typing import Any, get_args
 
 import torch
 
-from evaluation.benchmarks import load_benchmark
 from evaluation.clock import Clock
-from evaluation.data import Split, tokenise
-from evaluation.kept import Kept, base_of, classifier, mount
+from evaluation.data import Split
+from evaluation.kept import Kept, base_of, classifier, mount, scored_split
 from evaluation.measures.score import primary, score
 from evaluation.spec import Unusable
 from evaluation.training import Classifier, logits
@@ -125,7 +124,6 @@ def _tasks(runs: Sequence[Kept], items: int) -> list[Task]:
         name = f"task{number}"
         if mount(kept, base.encoder, name).trains != "layers":
             raise Unusable(f"{kept.title} puts no adapter on layers: there is nothing to combine")
-        data = tokenise(load_benchmark(kept.run.benchmark), base.tokenizer, kept.run.training.max_length)
         title = kept.title if kept.title not in {t.title for t in tasks} else f"{kept.title} ({kept.record.key})"
-        tasks.append(Task(name, title, kept, classifier(kept, base), data.test.head(items)))
+        tasks.append(Task(name, title, kept, classifier(kept, base), scored_split(kept, base).head(items)))
     return tasks

@@ -68,7 +68,7 @@ class Split:
             return self
         index = np.sort(np.random.default_rng(seed).permutation(len(self))[:n])
         ids, tokens, labels = zip(*((self.ids[i], self.tokens[i], self.labels[i]) for i in index), strict=True)
-        return Split(ids, tokens, labels, self.pad)
+        return replace(self, ids=ids, tokens=tokens, labels=labels)
 
     def batch(self, index: Sequence[int]) -> Batch:
         rows = [self.tokens[i] for i in index]

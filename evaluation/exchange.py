@@ -9,10 +9,8 @@ from typing import Any
 
 import torch
 
-from evaluation.benchmarks import load_benchmark
 from evaluation.clock import Clock
-from evaluation.data import tokenise
-from evaluation.kept import HEAD, Kept, base_of, classifier, find, mount
+from evaluation.kept import HEAD, Kept, base_of, classifier, find, mount, scored_split
 from evaluation.measures.merging import merging
 from evaluation.models import Base, load_base
 from evaluation.spec import Merging, Unusable
@@ -65,7 +63,7 @@ def merge_behaviour(kept: Kept, spec: Merging) -> dict[str, Any]:
         Unusable: its files or its base are not, or no longer, what they were.
     """
     run, base = kept.run, base_of(kept)
-    test = tokenise(load_benchmark(run.benchmark), base.tokenizer, run.training.max_length).test
+    test = scored_split(kept, base)
     stock = {path: parameter.detach().clone() for path, parameter in base.encoder.named_parameters()}
     variant = mount(kept, base.encoder)
     return merging(classifier(kept, base), variant, stock, test.head(run.limit), spec, Clock(), run.seed)

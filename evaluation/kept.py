@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from evaluation.benchmarks import load_benchmark
+from evaluation.data import Split, tokenise
 from evaluation.models import Base, load_base
 from evaluation.spec import Record, ScoreRun, Unusable
 from evaluation.store import Damaged, look, read
@@ -38,6 +40,18 @@ class Kept:
     def title(self) -> str:
         """The run in a few words."""
         return f"{self.label} on {self.run.benchmark}"
+
+
+def scored_split(kept: Kept, base: Base) -> Split:
+    """The tokenised test items of a kept run's benchmark, as the run saw them.
+
+    Raises:
+        Unusable: the benchmark's data are no longer those of the run, whose adapter may have been trained on them.
+    """
+    benchmark = load_benchmark(kept.run.benchmark)
+    if benchmark.digest != kept.run.identity.data:
+        raise Unusable(f"the data of {kept.run.benchmark} are not those of the run {kept.title}: give the run's own")
+    return tokenise(benchmark, base.tokenizer, kept.run.training.max_length).test
 
 
 def keep(folder: Path, model: Classifier, variant: Variant) -> str:

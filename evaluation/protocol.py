@@ -149,7 +149,7 @@ class Plan:
     def _lost(self, entry: Entry, records: Mapping[str, Record]) -> bool:
         """Whether a method's whole search has been run and left no rate: all diverged."""
         search = self.search(entry, records)
-        complete = len(search) == self.suite.search_runs_of(entry) and all(key(run) in records for run in search)
+        complete = len(search) == self.suite.search_runs_of(entry) and trials(search, records) is not None
         return complete and self.rate(entry, records) is None
 
     def speed_run(self) -> SpeedRun:

@@ -37,7 +37,9 @@ def _decision(protocol: Protocol, looks: Sequence[int], seen: Mapping[str, Seque
     scores = {label: {_seed(record): primary(_score(record)) for record in found} for label, found in done.items()}
     lost = {label for label, found in seen.items() if len(found) > len(done[label])}
     steps = {_step(_score(record)) for found in done.values() for record in found}
-    return sequential_decision(scores, looks, resolution=max(steps, default=0.0), margin=protocol.margin, diverged=lost)
+    return sequential_decision(
+        scores, looks, resolution=max(steps, default=0.0), margin=protocol.margin, diverged=lost, forecast=False
+    )
 
 
 def _seed(record: Record) -> int:

@@ -276,6 +276,14 @@ class Suite(_Frozen):
         twice = [label for label, n in labels.items() if n > 1]
         if twice:
             raise ValueError(f"two methods are labelled {twice[0]!r}: give each its own `label`")
+        inert: set[Axis] = {"calibration"}  # reaches few methods
+        inert |= set() if self.training.subset else {"subset"}
+        inert |= set() if self.training.adapter_dropout or self.training.base_dropout else {"dropout"}
+        if inert.issuperset(self.vary):
+            raise ValueError(f"nothing would differ between seeds that vary {list(self.vary)}: add 'data order'")
+        wide = next((e for e in self.methods if (e.points or 0) > (self.protocol.trials or 1e9)), None)
+        if wide:
+            raise ValueError(f"{wide.label!r} has more points than the {self.protocol.trials} trials of all")
         own = next((entry.label for entry in self.methods if entry.seeds), None)
         if own and self.protocol.max_seeds:
             raise ValueError(f"{own!r} has `seeds` of its own, and protocol.max_seeds adds seeds: leave one out")

@@ -57,7 +57,7 @@ def _expected_caption(budget: Budget) -> str:
     caption = (
         "The mean of the best validation score if that many of a method's learning rates were tried in random order "
         "(unbiased, arXiv 2004.13705). The rates are a grid around the method's own centre: a worse centre makes a "
-        "worse curve. A rate at which every run diverged counts as the lowest score of the whole search"
+        "worse curve. A rate at which a run diverged counts as the lowest score of the whole search"
     )
     if budget == "trials":
         return f"{caption}."
@@ -67,12 +67,13 @@ def _expected_caption(budget: Budget) -> str:
 def _expected(results: Results, label: str) -> list[dict[str, Any]]:
     """A row a number of trials; none for a method that had no choice."""
     rates = searched(results, label)
-    if len(rates) < 2:
+    if len(rates) < 2 or len(rates) > results.grid(label):  # later trials follow earlier ones
         return []
     lowest = min(
         (s for name in results.labels for runs in searched(results, name).values() for s in scores(runs)), default=0.0
     )
-    values = [fmean(scores(runs) or [lowest]) for runs in rates.values()]
+    lost = [any(run.status == "diverged" for run in runs) for runs in rates.values()]
+    values = [lowest if gone else fmean(scores(runs)) for gone, runs in zip(lost, rates.values(), strict=True)]
     spent = [training_seconds(run) for runs in rates.values() for run in runs]
     known = [seconds for seconds in spent if seconds is not None]
     each = sum(known) / len(rates) if len(known) == len(spent) else None

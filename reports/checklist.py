@@ -28,6 +28,7 @@ AXES = {  # sources of randomness, of which a suite may hold some fixed
     "adapter": "adapter initialisation",
     "dropout": "dropout",
     "subset": "the subset of the training data",
+    "calibration": "calibration data",
 }
 
 
@@ -144,11 +145,16 @@ def _seeds(results: Results) -> str:
     return f"{span(counts)} a method in the final runs ({every})" + (f"; the search used {search}" if search else "")
 
 
+def _calibrated(results: Results) -> bool:
+    return any(record["run"].get("calibration") for record in results.records)
+
+
 def _axes(results: Results) -> str:
     """One seed drives them all, each through a stream of its own."""
     training = results.suite.get("training") or {}
     dropout = bool(training.get("adapter_dropout")) or bool(training.get("base_dropout"))
-    absent = {*(() if dropout else ("dropout",)), *(() if training.get("subset") else ("subset",))}
+    used = {"dropout": dropout, "subset": training.get("subset"), "calibration": _calibrated(results)}
+    absent = {axis for axis, there in used.items() if not there}
     vary = results.suite.get("vary", AXES)
     changes = [name for axis, name in AXES.items() if axis in vary and axis not in absent]
     fixed = [name for axis, name in AXES.items() if axis not in vary and axis not in absent]

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import get_args
 
-from reports.comparing import best_method, comparisons, unbeaten_probe
+from reports.comparing import best_method, comparisons, level, unbeaten_probe, waiting
 from reports.records import Results
 from reports.rounding import bracketed, plus_minus
 from reports.shared_rates import shared_rates_sentences
 from reports.statistics import Comparison, Verdict as Judgement
-from reports.tables import EDGE, POINTS, in_points, main_table, mean_cell
+from reports.tables import EDGE, POINTS, in_percent, in_points, main_table, mean_cell
 from reports.verdicts import in_one_sentence
 from reports.words import MANY, Verdict, in_words, listed, span
 
@@ -29,7 +29,7 @@ def opening(results: Results, verdicts: Sequence[Verdict]) -> list[str]:
 
 def _what_was_compared(results: Results) -> str:
     suite = results.suite
-    seeds = span(map(results.seeds, results.labels))
+    seeds = span(results.final_seeds(label) for label in results.labels)
     return (
         f"{len(results.labels)} methods were compared on {suite['benchmark']} with {suite['model']}: {_rates(results)} "
         f"and only runs with fresh seeds ({seeds} a method) on test data are reported."
@@ -67,7 +67,7 @@ def _against_baseline(results: Results) -> str:
     groups: dict[str, list[str]] = {kind: [] for kind in get_args(Judgement)}
     for label, comparison in found.items():
         groups[comparison.verdict].append(label)
-    how = "paired by seed, Holm-corrected at 5 %"
+    how = f"paired by seed, Holm-corrected at {in_percent(1 - level(results))}"
     if len(groups["undecided"]) == len(found) > MANY:
         return f"Nothing is decided between {results.baseline} and the other {len(found)} methods ({how})."
     notes = {
@@ -139,6 +139,8 @@ def _mixed_sources(results: Results) -> str:
 def missing(results: Results) -> list[str]:
     """What the suite asks for and the records do not have, one short phrase each."""
     gaps = [gap for label in results.labels if (gap := _missing_runs(results, label))]
+    if due := waiting(results):
+        gaps.append(f"seeds up to {due[1]} are still to be run for {listed(sorted(due[0]))}")
     if results.suite.get("speed") and not results.speed:
         gaps.append(f"speed is not measured{f' ({results.speed_error})' if results.speed_error else ''}")
     if results.suite.get("merging"):

@@ -19,7 +19,7 @@ def comparisons(results: Results, reference: str, labels: Iterable[str] | None =
     return statistics.compare_with(
         {label: results.outcomes(label) for label in chosen},
         reference,
-        level=statistics.look_level(len(results.looks)),
+        level=level(results),
         resolution=results.resolution,
         margin=results.margin,
         diverged=diverged(results),
@@ -29,10 +29,35 @@ def comparisons(results: Results, reference: str, labels: Iterable[str] | None =
 def pair_comparisons(results: Results) -> dict[Pair, Comparison]:
     """Every pair of methods (later, earlier) in display order, Holm-corrected over all of them."""
     outcomes = {label: results.outcomes(label) for label in results.labels}
-    settings = {"resolution": results.resolution, "margin": results.margin}
     if len(results.looks) == 1:
-        return statistics.all_pairs(outcomes, **settings, diverged=diverged(results))
-    return statistics.sequential_decision(outcomes, results.looks, **settings, diverged=diverged(results)).comparisons
+        return statistics.all_pairs(
+            outcomes, resolution=results.resolution, margin=results.margin, diverged=diverged(results)
+        )
+    return _looked(results).comparisons
+
+
+def level(results: Results) -> float:
+    """Of every test and of the interval of every difference: 95 %, or more where seeds were added by looks."""
+    return statistics.look_level(len(results.looks))
+
+
+def waiting(results: Results) -> tuple[frozenset[str], int] | None:
+    """The methods of undecided pairs which lack seeds, and how many each is to have; None where no look is due."""
+    if len(results.looks) == 1:
+        return None
+    looked = _looked(results)
+    return None if looked.next_seeds is None else (looked.waiting, looked.next_seeds)
+
+
+def _looked(results: Results) -> statistics.Looks:
+    """Of the methods that have a score: one whose whole search diverged is not waited for."""
+    return statistics.sequential_decision(
+        {label: found for label in results.labels if (found := results.outcomes(label))},
+        results.looks,
+        resolution=results.resolution,
+        margin=results.margin,
+        diverged=diverged(results),
+    )
 
 
 def diverged(results: Results) -> frozenset[str]:
@@ -44,7 +69,7 @@ def best_method(results: Results) -> str | None:
     """The only method that may be set in bold. One that always diverged competes no more; one not yet run does."""
     lost = {label for label in results.labels if _all_diverged(results.of(label, "final"))}
     outcomes = {label: results.outcomes(label) for label in results.labels if label not in lost}
-    best = statistics.best_beyond_interval(outcomes, resolution=results.resolution)
+    best = statistics.best_beyond_interval(outcomes, level(results), results.resolution)
     return None if best is None or results.diverged_seeds(best) else best
 
 
@@ -59,7 +84,7 @@ def unbeaten_probe(results: Results) -> list[str]:
     probe = results.outcomes(results.probe)
     paired = (label for label in results.labels if len(results.outcomes(label).keys() & probe.keys()) > 1)
     verdicts = {
-        label: statistics.beats(results.outcomes(label), probe, resolution=results.resolution, margin=results.margin)
+        label: statistics.beats(results.outcomes(label), probe, level(results), results.resolution, results.margin)
         for label in paired
         if label != results.probe
     }

@@ -87,7 +87,8 @@ def _row(results: Results, label: str) -> tuple[Cell, ...]:
 
 def _agreement(results: Results, labels: list[str]) -> str:
     """How well forecast and measurement agree, over the methods that have both."""
-    both = [(f, m) for k in labels if (f := forecast_rate(results, k)) and (m := results.chosen_lr(k))]
+    judged = [k for k in labels if k != results.baseline and results.points(k) > 1]  # whose rate was measured
+    both = [(f, m) for k in judged if (f := forecast_rate(results, k)) and (m := results.chosen_lr(k))]
     if len(both) < FEWEST:
         return f"With {len(both)} methods that have both, agreement cannot be judged."
     found = rank_correlation([f for f, _ in both], [m for _, m in both])

@@ -110,14 +110,22 @@ def judged(results: Results, label: str, reference: str, comparison: Comparison)
 
 
 def median_over_rates(results: Results, label: str) -> float | None:
-    """Validation accuracy at the middle of the searched rates; one that diverged counts as zero."""
-    scores = [run.score("primary") or 0.0 for run in results.of(label, "search") if run.status != "failed"]
+    """Mean validation score at the middle of the searched rates; a run that diverged counts as zero."""
+    scores = _by_rate(results, label)
     return median(scores) if scores else None
 
 
 def best_over_rates(results: Results, label: str) -> float | None:
-    scores = [score for run in results.of(label, "search") if (score := run.score("primary")) is not None]
-    return max(scores, default=None)
+    return max(_by_rate(results, label), default=None)
+
+
+def _by_rate(results: Results, label: str) -> list[float]:
+    """The mean over the seeds of every rate."""
+    rates: dict[float, list[float]] = {}
+    for run in results.of(label, "search"):
+        if run.status != "failed":
+            rates.setdefault(run.lr, []).append(run.score("primary") or 0.0)
+    return [mean(scores) for scores in rates.values()]
 
 
 def orthogonality_table(results: Results) -> Table:
@@ -236,7 +244,7 @@ def _at_the_median(results: Results, free: str) -> str:
     if not middles or middle is None:
         return ""
     return (
-        "At the median of the searched rates (one validation run each, without an interval), "
+        "At the median of the searched rates (on validation data, without an interval), "
         f"{sum(found < middle for found in middles)} of {len(middles)} lie below the control's "
         f"{fixed(middle * POINTS, 1)} points."
     )

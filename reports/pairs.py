@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from reports.comparing import pair_comparisons
+from reports.comparing import level, pair_comparisons
+from reports.metrics import capitalised, primary_name
 from reports.records import Results
 from reports.statistics import Comparison, Pair
 from reports.table import EMPTY, Cell, Column, Table, count, text, with_half
-from reports.tables import METHOD, POINTS, verdict_words
+from reports.tables import METHOD, POINTS, in_percent, verdict_words
 
 
 def pairs_table(results: Results) -> Table:
@@ -33,7 +34,8 @@ def _row(pair: Pair, comparison: Comparison) -> tuple[Cell, ...]:
 
 def _caption(results: Results, pairs: int) -> str:
     return (
-        "Accuracy of the first method minus that of the second, paired by seed, with the 95 % t-interval, which is not "
-        f"corrected. Verdicts are Holm-corrected at 5 % over these {pairs} pairs, more than in the results above, so "
-        f"that a verdict there may be open here. {verdict_words(results)}"
+        f"{capitalised(primary_name(results))} of the first method minus that of the second, paired by seed, with the "
+        f"{in_percent(level(results))} t-interval, which is not corrected for the number of pairs. Verdicts are "
+        f"Holm-corrected at {in_percent(1 - level(results))} over these {pairs} pairs, more than in the results "
+        f"above: a verdict there may be open here. {verdict_words(results)}"
     )

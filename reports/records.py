@@ -83,10 +83,12 @@ class Results:
 
     def points(self, label: str) -> int:
         """How many learning rates the suite asks for; a method with one has no search runs."""
-        protocol, grid = self.suite["protocol"], self._own(label, "points", 1)
-        if protocol.get("ruleset") == "defaults" or grid == 1:
-            return 1
-        return max(grid, int(protocol.get("trials") or 0))
+        grid = self.grid(label)
+        return grid if grid == 1 else max(grid, int(self.suite["protocol"].get("trials") or 0))
+
+    def grid(self, label: str) -> int:
+        """How many of them are fixed beforehand."""
+        return 1 if self.suite["protocol"].get("ruleset") == "defaults" else self._own(label, "points", 1)
 
     def seeds(self, label: str) -> int:
         """How many final seeds the suite asks for."""
@@ -102,6 +104,10 @@ class Results:
         """The benchmark's primary measure."""
         scores = (run.measures.get("score") for run in self.runs)
         return next((str(score.get("metric", "accuracy")) for score in scores if score), "accuracy")
+
+    def final_seeds(self, label: str) -> int:
+        """How many final seeds a method ran, or is to run if the suite asks for more."""
+        return max(self.seeds(label), len({run.seed for run in self.of(label, "final")}))
 
     @property
     def resolution(self) -> float:

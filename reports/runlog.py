@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from reports.metrics import primary_name
+from reports.metrics import loss_unit, primary_name
 from reports.records import Results, ScoreRun
 from reports.table import Cell, Column, Table, count, digits, learning_rate, text
 from reports.tables import METHOD, POINTS
@@ -33,7 +33,7 @@ def runs_table(results: Results) -> Table:
         Column("seed", "seed", count, place="terminal"),
         Column("status", "status", text, align="left", place="terminal"),
         Column(results.metric, primary_name(results), digits(3, POINTS), "points", place="terminal"),
-        Column("last_training_loss", "last training loss", digits(3), "nats"),
+        Column("last_training_loss", "last training loss", digits(3), loss_unit(results)),
         Column("training_seconds", "training", digits(3), "s"),
         Column("total_seconds", "whole run", digits(3), "s"),
         Column("reason", "reason", text, align="left", place="data"),

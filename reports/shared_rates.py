@@ -94,7 +94,8 @@ def shared_rates_table(results: Results) -> Table:
         "At a shared rate: validation scores of the search, both methods at that rate with the same seeds. Tuned: "
         "test scores with fresh seeds, each method at its own best rate. Differences are paired by seed, with 95 % "
         f"t-intervals; verdicts are Holm-corrected at 5 %: over these {len(found)} comparisons at shared rates, and "
-        "over the methods for the tuned ones. A method that diverged at a rate with some seed has no row there."
+        "over the methods for the tuned ones. A rate at which the method or the baseline diverged with some seed has "
+        "no row."
     )
     return Table("shared_rates", "At one shared learning rate, and tuned", caption, columns, tuple(rows))
 
@@ -123,13 +124,13 @@ def shared_rates_sentences(results: Results) -> list[str]:
     """For every method: at which shared rates it looks better or worse, by how much at most, and what tuning leaves."""
     found = shared_rates(results)
     tuned = comparisons(results, results.baseline) if found else {}
-    return [_sentence(results, [s for s in found if s.label == label], tuned[label]) for label in tuned]
+    own = {label: [s for s in found if s.label == label] for label in tuned}
+    return [_sentence(results, label, own[label], tuned[label]) for label in tuned if own[label]]
 
 
-def _sentence(results: Results, found: list[Shared], tuned: Comparison) -> str:
+def _sentence(results: Results, label: str, found: list[Shared], tuned: Comparison) -> str:
     said = [_looks(found, word) for word in ("better", "worse")]
     shared = " and ".join(part for part in said if part) or "is told apart at none of them"
-    label = found[0].label if found else ""
     left = "tuned, there is no comparison yet"
     if tuned.difference is not None and tuned.difference.half is not None:
         value = plus_minus(tuned.difference.mean * POINTS, tuned.difference.half * POINTS, signed=True)

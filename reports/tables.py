@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from reports import statistics
-from reports.comparing import best_method, comparisons, unbeaten_probe
+from reports.comparing import best_method, comparisons, level, unbeaten_probe
 from reports.metrics import NAMES, loss_unit, primary_name, second, times_hundred
 from reports.records import Json, Measure, Results, ScoreRun
 from reports.rounding import significant
@@ -149,14 +149,15 @@ def main_caption(results: Results, best: str | None, family: int) -> str:
     """How the numbers came about and what they do not say."""
     finals = [run for run in results.runs if run.stage == "final"]
     items = max((run.items or 0 for run in finals), default=0)
-    seeds = span(map(results.seeds, results.labels))
+    seeds = span(results.final_seeds(label) for label in results.labels)
     most = seeds if " " in seeds else f"up to {seeds}"
     return (
         f"Test scores of {results.suite['model']} on {results.suite['benchmark']} ({items:,} items): mean over {most} "
         f"seeds with the half-width of the 95 % t-interval. The interval covers what changes with the seed "
         f"(order of the data, initialisation), not the choice of test items. {times_hundred(results)}"
-        f"Differences to {results.baseline} are paired by seed, with 95 % t-intervals. Verdicts are Holm-corrected at "
-        f"5 % over these {family} comparisons; the intervals and the remark about the probe are not. "
+        f"Differences to {results.baseline} are paired by seed, with {in_percent(level(results))} t-intervals. "
+        f"Verdicts are Holm-corrected at {in_percent(1 - level(results))} over these {family} comparisons; "
+        "the intervals and the remark about the probe are not. "
         f"{verdict_words(results)} Only a method whose paired difference to every other one has an interval above zero "
         f"is set in bold: {best or 'here none'}. Trainable parameters are the adapter's; the task head, the same for "
         "all, is not counted. Step time is the median ratio within interleaved rounds with its 95 % interval."
@@ -172,14 +173,19 @@ def verdict_words(results: Results) -> str:
     )
 
 
+def in_percent(share: float) -> str:
+    """``95 %``, to three digits."""
+    return f"{100 * share:.3g} %"
+
+
 def _looks(looks: tuple[int, ...]) -> str:
     """How seeds were added, if they were."""
     if len(looks) == 1:
         return ""
-    each = f"{significant(100 * (1 - look_level(len(looks))), 2)} %"
+    share = in_percent(1 - look_level(len(looks)))
     return (
         f" Seeds were added while a pair was undecided, at {listed(list(map(str, looks)))} seeds: each look is judged "
-        f"at {each}, and intervals of differences are as wide."
+        f"at {share}, its part of 5 %."
     )
 
 
@@ -197,8 +203,8 @@ def rates_table(results: Results) -> Table:
     )
     rows = tuple(_rate_row(results, run) for label in results.labels for run in results.of(label, "search"))
     caption = (
-        "One run a rate, on validation data, with a seed that the final runs do not use. One run has no interval: the "
-        "scores choose a rate, they do not compare methods."
+        "Every run of the search, on validation data, with seeds that the final runs do not use; where a rate has "
+        "several, their mean counts. The scores choose a rate, they do not compare methods."
     )
     return Table("learning_rates", "Learning rates", caption, columns, rows)
 

@@ -12,12 +12,11 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from evaluation.clock import Clock
-from evaluation.data import Batch
+from evaluation.data import Batch, task_loss
 from evaluation.peers import states_of
 from evaluation.training import Classifier
 from variants.core import Variant, trainable_parameters
@@ -104,7 +103,7 @@ def hessian(model: Classifier, variant: Variant, batch: Batch, parameters: Seque
         NotTwice: there is no second derivative; from the product, it is not finite.
     """
     with sdpa_kernel(SDPBackend.MATH):  # the one attention kernel that has a second derivative
-        loss = F.cross_entropy(raised(model(batch)), batch.labels)
+        loss = task_loss(raised(model(batch)), batch.labels)
     penalty = variant.penalty(states_of(model.encoder))
     objective = loss if penalty is None else loss + penalty
     gradients = torch.autograd.grad(objective, parameters, create_graph=True, allow_unused=True)

@@ -61,17 +61,19 @@ def sequential_decision(
     resolution: float = 0.0,
     margin: float = MARGIN,
     diverged: Collection[str] = (),
+    forecast: bool = True,
 ) -> Looks:
     """The verdict of every pair at the first planned look that decides it, and whether to go on.
 
     A function of all outcomes so far, so that a killed comparison goes on where it was: look k uses the ``looks[k]``
-    smallest seeds, and is held once that many are there. Methods without open pairs need not run them: a decided pair
-    keeps its verdict.
+    smallest seeds, and is held once every method with an open pair has run them. Methods without open pairs need not:
+    a decided pair keeps its verdict.
 
     Args:
         methods: label -> outcomes.
         looks: growing numbers of seeds, fixed before the first run; the last one is the cap.
         diverged: methods which lost seeds; their open pairs are not waited for.
+        forecast: as in ``all_pairs``.
 
     Raises:
         ValueError: the looks do not grow, or begin below 2 seeds.
@@ -85,11 +87,11 @@ def sequential_decision(
     decided: dict[Pair, int] = {}
     held, waiting = 0, frozenset(methods)
     for number in looks:
-        if len(every) < number:
+        if any(len(methods[label]) < number for label in waiting.difference(diverged)):
             return Looks(found, decided, held, number, waiting)
         first = set(every[:number])
         seen = {label: {s: v for s, v in outcomes.items() if s in first} for label, outcomes in methods.items()}
-        for pair, comparison in all_pairs(seen, each, resolution, margin, diverged).items():
+        for pair, comparison in all_pairs(seen, each, resolution, margin, diverged, forecast).items():
             if pair not in decided:
                 found[pair] = comparison
             if comparison.verdict != "undecided":

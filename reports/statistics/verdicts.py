@@ -124,18 +124,24 @@ def all_pairs(
     resolution: float = 0.0,
     margin: float = MARGIN,
     diverged: Collection[str] = (),
+    forecast: bool = True,
 ) -> dict[Pair, Comparison]:
     """Every pair (later, earlier) in the order of ``methods``, Holm-corrected over all pairs that can be compared.
 
-    The verdict is on the first of the pair; arguments as in ``compare_with``.
+    The verdict is on the first of the pair; arguments as in ``compare_with``. Without ``forecast`` an undecided pair is
+    not told how many more seeds it takes, which is most of the work.
     """
     pairs = ((b, a) for a, b in combinations(methods, 2))
     differences = {(a, b): paired_difference(methods[a], methods[b], level, resolution) for a, b in pairs}
-    return _judged(differences, level, margin, diverged)
+    return _judged(differences, level, margin, diverged, forecast)
 
 
 def _judged(
-    differences: Mapping[Pair, Difference | None], level: float, margin: float, diverged: Collection[str]
+    differences: Mapping[Pair, Difference | None],
+    level: float,
+    margin: float,
+    diverged: Collection[str],
+    forecast: bool = True,
 ) -> dict[Pair, Comparison]:
     known = {pair: found for pair, found in differences.items() if found is not None}
     p_zero = holm({pair: found.p for pair, found in known.items()})
@@ -146,7 +152,9 @@ def _judged(
     found = {}
     for pair, difference in differences.items():
         word = verdict(difference, p_zero.get(pair), level, margin, p_equal.get(pair))
-        seeds = more_seeds(difference, margin, (zero, equal)) if difference and word == "undecided" else None
+        seeds = (
+            more_seeds(difference, margin, (zero, equal)) if forecast and difference and word == "undecided" else None
+        )
         found[pair] = _withheld(Comparison(difference, word, seeds), *(label in diverged for label in pair))
     return found
 

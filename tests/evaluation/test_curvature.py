@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -248,3 +248,11 @@ def test_peers_are_measured(monkeypatch):
     pytest.importorskip("peft")
     found = execute(toy.run("peft:lora", forecast=True, merging=None), toy.bench(monkeypatch)).measures
     assert found["curvature"]["top"] > 0
+
+
+def test_numbers_instead_of_classes_have_a_curvature():
+    variant = create("lora", toy.METHODS["lora"])
+    numbers = replace(batch(), labels=torch.linspace(-1, 1, 12))
+    with mounted(toy.bert(), variant, toy.WHERE, seed=3) as encoder:
+        found = curvature(Classifier(encoder, toy.HIDDEN, 1, 5), variant, numbers, rng(), Clock())
+    assert found["top"] > 0

@@ -32,7 +32,7 @@ def regression() -> Benchmark:
 @pytest.fixture
 def bench(monkeypatch):
     found = toy.bench(monkeypatch)
-    found._data[128] = tokenise(regression(), toy.Words(), 128)
+    found._data["toy", 128] = tokenise(regression(), toy.Words(), 128)
     return found
 
 
@@ -42,6 +42,8 @@ def test_targets_are_standardised_over_the_training_split(bench):
     assert data.classes == 1
     assert targets.mean().abs() < 1e-6
     assert targets.var(correction=0) == pytest.approx(1, abs=1e-5)
+    few = data.train.drawn(4, 0)
+    assert few.scale == data.train.scale, "a subset is standardised as the whole"
     mean, deviation = data.test.scale
     assert data.test.head(3).batch([1]).labels.item() == pytest.approx(
         (data.test.labels[1] - mean) / deviation, abs=1e-6

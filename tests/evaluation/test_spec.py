@@ -340,3 +340,17 @@ def test_progress_names_the_same_method_on_other_layers_by_its_label(tmp_path):
     for label in ("lora", "elsewhere"):
         entry = methods[label]
         assert label_of(suite, toy.run("lora", method=entry.method, where=suite.layers_of(entry))) == label
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"vary": '["dropout"]'}, "nothing would differ between seeds"),
+        ({"vary": '["subset", "calibration"]'}, "nothing would differ between seeds"),
+        ({"protocol.trials": "3", "methods": '[{name = "lora", points = 9}]'}, "more points than the 3 trials of all"),
+    ],
+)
+def test_settings_that_would_fake_certainty_or_unequal_budgets(changes, reason):
+    with pytest.raises(Unusable, match=reason):
+        load_suite("quick", changes)
+    assert load_suite("quick", {"vary": '["dropout"]', "training.adapter_dropout": "0.1"}).vary == ("dropout",)

@@ -86,6 +86,15 @@ def test_without_final_runs_nothing_is_said_of_the_tuned(tmp_path):
     assert all(sentence.endswith("tuned, there is no comparison yet.") for sentence in shared_rates_sentences(results))
 
 
+def test_a_method_without_a_shared_rate_gets_no_sentence(tmp_path):
+    found = records()
+    for record in found:
+        if record["run"]["stage"] == "search" and record["run"]["method"]["name"] == "milora":
+            record["run"]["lr"] *= 1.5
+    (sentence,) = shared_rates_sentences(results_of(tmp_path, found))
+    assert "with lora, pissa looks better" in sentence
+
+
 def test_uncorrected_verdicts_are_caught(tmp_path, monkeypatch):
     """Of many rates at which nothing differs, some look better by chance unless the verdicts are corrected."""
 

@@ -182,7 +182,9 @@ def test_seeds_are_added_until_every_pair_is_decided():
     looks = (3, 5, 10)
     first = sequential_decision({k: {s: v[s] for s in (1, 2, 3)} for k, v in methods.items()}, looks)
     assert (first.seeds, first.next_seeds) == (3, 5)
-    assert sequential_decision({}, looks).next_seeds == 3
+    assert sequential_decision({}, looks).next_seeds is None, "nobody to wait for"
+    late = {k: {s: v[s] for s in range(1, 4 if k == "wide" else 6)} for k, v in methods.items()}
+    assert sequential_decision(late, looks).seeds == 3, "a look waits for all of its runs"
     done = sequential_decision(methods, looks)
     assert (done.seeds, done.next_seeds) == (10, None), "the cap"
     assert done.decided_at["far", "base"] <= 5
