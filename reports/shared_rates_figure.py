@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import altair as alt
 
 from reports.comparing import comparisons
@@ -13,6 +15,8 @@ from reports.shared_rates import shared_rates
 from reports.statistics import Difference
 from reports.table import plain
 from reports.tables import POINTS
+
+BEYOND = 3.0  # points of the frame beyond the differences
 
 
 def shared_rates_figure(results: Results) -> Figure | None:
@@ -28,13 +32,17 @@ def shared_rates_figure(results: Results) -> Figure | None:
     ]
     colour, shape = looks(results, rows + tuned)
     x = log_axis("rate", "learning rate", [s.rate for s in found], steps=(1, 2, 5))
-    y = alt.Y("value:Q", title=f"{primary_name(results)} minus {plain(results.baseline)}'s (points)")
+    # Where a method collapses with some seeds only, the interval is wider than all differences: it is cut off.
+    held = [0.0, *(row["value"] for row in rows), *(row[end] for row in tuned for end in ("low", "high"))]
+    frame = alt.Scale(domain=[min(held) - BEYOND, max(held) + BEYOND], nice=True)
+    title = f"{primary_name(results)} minus {plain(results.baseline)}'s (points)"
+    y = alt.Y("value:Q", title=title, scale=frame)
     shown = [alt.Tooltip(f"{name}:N") for name in ("method", "rate", "difference", "verdict")]
     lines, own = alt.Chart(inline(rows)), alt.Chart(inline(tuned))
     low = alt.Y("low:Q", title="")
     layers = [
         alt.Chart(inline([{"zero": 0}])).mark_rule(strokeDash=[4, 4], color="currentColor").encode(y="zero:Q"),
-        lines.mark_area(opacity=0.16).encode(x=x, y=low, y2="high:Q", color=colour),
+        lines.mark_area(opacity=0.16, clip=True).encode(x=x, y=low, y2="high:Q", color=colour),
         lines.mark_line(strokeWidth=1.5).encode(x=x, y=y, color=colour),
         lines.mark_point(filled=True, size=50, opacity=1).encode(x=x, y=y, color=colour, shape=shape, tooltip=shown),
         own.mark_rule(strokeWidth=3).encode(x=x, y=low, y2="high:Q", color=colour),
@@ -42,7 +50,8 @@ def shared_rates_figure(results: Results) -> Figure | None:
     ]
     caption = (
         "Lines: both methods at the same rate, on validation data, with 95 % t-intervals. Rings with a bar: each "
-        "method at its own best rate, where the ring stands, on test data with fresh seeds."
+        "method at its own best rate, where the ring stands, on test data with fresh seeds. Intervals "
+        "that leave the frame are cut off: the table has them."
     )
     said = "; ".join(
         f"{row['method']} at {rate(s.rate)}: {row['difference']}" for row, s in zip(rows, found, strict=True)
@@ -52,7 +61,7 @@ def shared_rates_figure(results: Results) -> Figure | None:
     return compose("shared_rates", "At one shared learning rate, and tuned", caption, words, layers)
 
 
-def _datum(label: str, lr: float, difference: Difference, word: str) -> dict[str, object]:
+def _datum(label: str, lr: float, difference: Difference, word: str) -> dict[str, Any]:
     mean, half = difference.mean * POINTS, (difference.half or 0.0) * POINTS
     return {
         "method": plain(label),
