@@ -29,6 +29,7 @@ from variants.core.host import hosts
 
 KINDS = ("adapted", "folded", "merged")
 BASES = tuple(("", f"base {i}") for i in range(8))  # the base's turns in a round
+PASSES = 2  # of a turn, one untimed
 POOLED_ROUNDS = 2  # rounds of the merged models and their twins, for each round of all forms
 Which = tuple[str, str]  # label and kind
 Seconds = Mapping[Which, np.ndarray]  # one number a round
@@ -49,13 +50,14 @@ def latency(
         base: the same model without any.
 
     Returns:
-        rounds; base: seconds by shape, ``token`` or ``batch``; merged: by shape, the ratio of the median merged model
-        of a round to the median twin, where only methods with adapters on layers count: the others have nothing to
-        merge; noise: the same of the twins, timed again, to themselves; pooled_rounds: of these two; methods: label ->
-        shape -> kind -> seconds and ratio to the base, or None where there is no such form. ``adapted``: as it trains.
-        ``folded``: its exact low-rank pair, scale and diagonal multiplied in beforehand, as two thin products beside
-        the base; where the pair has a layer's full rank they are not thin, and there is no such form. ``merged``: a
-        plain model with the effective weights. Intervals as in ``interval``.
+        rounds; seconds: of all passes together; base: seconds by shape, ``token`` or ``batch``; merged: by shape, the
+        ratio of the median merged model of a round to the median twin, where only methods with adapters on layers
+        count: the others have nothing to merge; noise: the same of the twins, timed again, to themselves;
+        pooled_rounds: of these two; methods: label -> shape -> kind -> seconds and ratio to the base, or None where
+        there is no such form. ``adapted``: as it trains. ``folded``: its exact low-rank pair, scale and diagonal
+        multiplied in beforehand, as two thin products beside the base; where the pair has a layer's full rank they
+        are not thin, and there is no such form. ``merged``: a plain model with the effective weights. Intervals as in
+        ``interval``.
     """
     models: dict[Which, Classifier] = dict.fromkeys(BASES, base)
     for label, (model, variant) in adapted.items():
@@ -79,6 +81,7 @@ def latency(
     return {
         "rounds": rounds,
         "pooled_rounds": POOLED_ROUNDS * rounds,
+        "seconds": PASSES * sum(float(laps.sum()) for s in (*found.values(), *pooled.values()) for laps in s.values()),
         "base": {shape: interval(_base(seconds)) for shape, seconds in found.items()},
         "noise": {shape: _pooled(seconds, "again") for shape, seconds in pooled.items()},
         "merged": {shape: _pooled(seconds, "merged") for shape, seconds in pooled.items()},

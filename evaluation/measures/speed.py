@@ -142,7 +142,8 @@ def _result(
         "latency_pooled_rounds": passes["pooled_rounds"],
         "latency_rows": run.speed.latency_batch_size,
         "methods": methods,
-        "seconds": {phase: sum(sum(p.get(phase, [])) for p in laps.values()) for phase in PHASES},
+        "seconds": {phase: sum(sum(p.get(phase, [])) for p in laps.values()) for phase in PHASES}
+        | {"evaluation": passes["seconds"]},
     }
 
 

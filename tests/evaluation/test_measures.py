@@ -257,7 +257,7 @@ def test_the_result_is_plain_and_whole():
         assert values["peak_bytes"] > 0
     assert found["methods"]["lora"]["ratio_baseline"] == {"median": 1, "low": 1, "high": 1}
     assert found["noise"] >= 0
-    assert found["seconds"].keys() == {"forward", "backward", "optimiser", "hooks"}
+    assert found["seconds"].keys() == {"forward", "backward", "optimiser", "hooks", "evaluation"}
     assert found["methods"]["full"]["peak_bytes"] > found["methods"]["lora"]["peak_bytes"]
     assert found["floor"]["saved_bytes"] < found["methods"]["lora"]["saved_bytes"]
 
