@@ -1,4 +1,4 @@
-"""Who is better than whom: the statistics of paired seeds, applied to the accuracies of the records."""
+"""Who is better than whom: the statistics of paired seeds, applied to the scores of the records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reports.statistics import Comparison, Pair
 
 
 def comparisons(results: Results, reference: str, labels: Iterable[str] | None = None) -> dict[str, Comparison]:
-    """Every method's accuracy (or that of ``labels``) against one of them, paired by seed, Holm-corrected.
+    """Every method's score (or that of ``labels``) against one of them, paired by seed, Holm-corrected.
 
     A method of which some seeds diverged is judged by the seeds that survived; it may be worse, never better and never
     practically equal.
