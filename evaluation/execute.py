@@ -178,8 +178,8 @@ def _score(run: ScoreRun, bench: Workbench, clock: Clock, measures: dict[str, An
 
 
 def seed_of(run: ScoreRun, axis: Axis) -> int:
-    """What a run draws on one axis from."""
-    return axis_seed(axis, run.index(axis))
+    """What a run draws on one axis from: by its seed, or as seed 0 where the suite holds the axis fixed."""
+    return axis_seed(axis, run.seed if axis in run.vary else 0)
 
 
 def _watch(run: ScoreRun, bench: Workbench, stock: dict[str, Tensor], clock: Clock) -> Watch | None:

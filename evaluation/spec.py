@@ -328,10 +328,6 @@ class ScoreRun(_Frozen):
     device: str
     identity: Identity
 
-    def index(self, axis: Axis) -> int:
-        """Which draw of one source of randomness the run sees: its seed, or 0 where the suite holds the axis fixed."""
-        return self.seed if axis in self.vary else 0
-
 
 class SpeedRun(_Frozen):
     """Time all methods of a suite together, interleaved step by step. Never shares the machine."""

@@ -18,7 +18,7 @@ def training_seconds(run: ScoreRun) -> float | None:
 
 
 def last_loss(run: ScoreRun) -> float | None:
-    """The training loss of the last step taken (unit: ``loss_unit``); None where there is none, or none that is finite."""
+    """The training loss of the last step taken, in ``loss_unit``; None where there is none, or none that is finite."""
     losses = run.measures.get("training", {}).get("loss") or [None]
     return float(losses[-1]) if losses[-1] is not None and math.isfinite(losses[-1]) else None
 
