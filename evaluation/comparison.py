@@ -12,7 +12,8 @@ from evaluation.engines.local import Account
 from evaluation.machine import cores, environment, resolve_device
 from evaluation.models import digest_of, prefetch
 from evaluation.plugins import load_plugins
-from evaluation.protocol import Plan, resolve
+from evaluation.protocol import Plan
+from evaluation.resolving import resolve
 from evaluation.spec import Identity, Record, key, load_suite
 from evaluation.store import Store, writing
 from variants.core import method

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from evaluation.protocol import Plan, chosen_rate, costly_first, resolve
+from evaluation.protocol import Plan, chosen_rate, costly_first
+from evaluation.resolving import resolve
 from evaluation.search import grid
 from evaluation.spec import (
     Entry,

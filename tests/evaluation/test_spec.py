@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from evaluation import spec
 from evaluation.display import label_of
-from evaluation.protocol import resolve
+from evaluation.resolving import resolve
 from evaluation.spec import (
     SUITES,
     Calibration,

@@ -1,0 +1,110 @@
+"""A suite: a comparison as its file describes it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from evaluation.spec.sections import (
+    AXES,
+    Axis,
+    Calibration,
+    Entry,
+    Merging,
+    Protocol,
+    Quantised,
+    Spectrum,
+    Speed,
+    Training,
+)
+from evaluation.spec.values import Count, Frozen, Names, off
+from variants.core.registry import suggestion
+
+
+class Suite(Frozen):
+    """A comparison: which methods, on what, how."""
+
+    name: str = Field(pattern=r"^\w[\w.-]*$", description="Also of its results folder; the file's unless given.")
+    model: str = Field(description="A name that `models` lists, a folder, or org/name on the hub.")
+    benchmark: str = Field(description="A name that `benchmarks` lists.")
+    where: Names = Field(description="Layers that get an adapter: patterns of their names.")
+    baseline: str = Field(default="lora", description="Label of the method that all others are compared with.")
+    methods: tuple[Entry, ...] = Field(min_length=1, description="What is compared; hyperparameters beside the name.")
+    training: Training = Training()
+    protocol: Protocol = Protocol()
+    merging: Annotated[Merging | None, BeforeValidator(off, json_schema_input_type=Merging | Literal[False])] = (
+        Merging()
+    )
+    speed: Annotated[Speed | None, BeforeValidator(off, json_schema_input_type=Speed | Literal[False])] = Speed()
+    quantised: Quantised | None = None
+    spectrum: Annotated[Spectrum | None, BeforeValidator(off, json_schema_input_type=Spectrum | Literal[False])] = None
+    calibration: Calibration = Calibration()
+    keep: Literal["first", "all", "none"] = Field(
+        default="first", description="Which final runs of a method keep their adapter, to merge, export or combine it."
+    )
+    vary: tuple[Axis, ...] = Field(
+        default=AXES,
+        min_length=1,
+        description="What differs between the seeds of a method; the rest is drawn once. Methods share all of it.",
+    )
+    limit: Count | None = Field(default=None, description="At most so many examples of each split, for tests.")
+    budget: Annotated[str, BeforeValidator(lambda v: str(v) if type(v) is int else v, str | int)] | None = Field(
+        default=None,
+        description="Trainable parameters of methods which have a size and do not give it: a number or a share (0.3%).",
+    )
+
+    def points_of(self, entry: Entry) -> int:
+        """The learning rates of a method's grid; with one, there is no search."""
+        return 1 if self.protocol.ruleset == "defaults" else entry.points or self.protocol.points
+
+    def search_runs_of(self, entry: Entry) -> int:
+        """The runs of a method's whole search."""
+        points = self.points_of(entry)
+        return max(points, self.protocol.trials or 0) * self.protocol.search_seeds if points > 1 else 0
+
+    def seeds_of(self, entry: Entry) -> int:
+        """The final runs of a method."""
+        return entry.seeds or self.protocol.seeds
+
+    def layers_of(self, entry: Entry) -> tuple[str, ...]:
+        """The patterns of the layers which a method goes onto."""
+        return entry.where or self.where
+
+    @model_validator(mode="after")
+    def _own_labels(self) -> Suite:
+        labels = Counter(entry.label for entry in self.methods)
+        twice = [label for label, n in labels.items() if n > 1]
+        if twice:
+            raise ValueError(f"two methods are labelled {twice[0]!r}: give each its own `label`")
+        if self.baseline not in labels:
+            near = suggestion(self.baseline, list(labels))
+            raise ValueError(f"baseline {self.baseline!r} is not one of the methods: {near}")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_that_differ(self) -> Suite:
+        inert: set[Axis] = {"calibration"}  # reaches few methods
+        inert |= set() if self.training.subset else {"subset"}
+        inert |= set() if self.training.adapter_dropout or self.training.base_dropout else {"dropout"}
+        if inert.issuperset(self.vary):
+            raise ValueError(f"nothing would differ between seeds that vary {list(self.vary)}: add 'data order'")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_of_all(self) -> Suite:
+        """A method's own search or seeds do not undo what holds for all."""
+        wide = next((e for e in self.methods if (e.points or 0) > (self.protocol.trials or 1e9)), None)
+        if wide:
+            raise ValueError(f"{wide.label!r} has more points than the {self.protocol.trials} trials of all")
+        own = next((entry.label for entry in self.methods if entry.seeds), None)
+        if own and self.protocol.max_seeds:
+            raise ValueError(f"{own!r} has `seeds` of its own, and protocol.max_seeds adds seeds: leave one out")
+        return self
+
+    @model_validator(mode="after")
+    def _unrelated_text(self) -> Suite:
+        if self.spectrum and self.spectrum.forgetting == self.benchmark:
+            raise ValueError(f"spectrum.forgetting: {self.benchmark!r} is trained on: name another benchmark, or false")
+        return self
