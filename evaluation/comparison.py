@@ -30,10 +30,12 @@ def make_plan(name: str, changes: dict[str, str], device: str, plugins: list[str
     device_type = resolve_device(device).type
     suite = resolve(raw)
     prefetch(suite.model)
+    text = suite.spectrum.text if suite.spectrum else None
     identity = Identity(
         model=digest_of(suite.model),
         data=load_benchmark(suite.benchmark).digest,
         methods={entry.method.name: source_digest(method(entry.method.name)) for entry in suite.methods},
+        forgetting=load_benchmark(text).digest if text else None,
         code=harness_digest(),
     )
     plan = Plan(suite, identity, device_type, cores())

@@ -66,6 +66,9 @@ class Workbench:
         here = self.model, self.benchmark, self.base.digest, load_benchmark(self.benchmark).digest
         if here != (run.model, run.benchmark, run.identity.model, run.identity.data):
             raise ValueError(f"{self.model} or {self.benchmark} is not, or no longer, what the run was planned for")
+        text = run.spectrum.text if isinstance(run, ScoreRun) and run.spectrum else None
+        if text and load_benchmark(text).digest != run.identity.forgetting:
+            raise ValueError(f"{text} is not, or no longer, what the run was planned for")
         for name, planned in run.identity.methods.items():
             if source_digest(method(name)) != planned:
                 raise ValueError(f"the code of {name} is not, or no longer, what the run was planned for")
@@ -76,8 +79,8 @@ class Workbench:
         Raises:
             Unusable: one of them cannot work here, or a text that it takes cannot be had.
         """
-        if suite.spectrum and suite.spectrum.forgetting:
-            load_benchmark(suite.spectrum.forgetting)
+        if suite.spectrum and suite.spectrum.text:
+            load_benchmark(suite.spectrum.text)
         for entry in suite.methods:
             try:
                 variant, where = create(entry.method.name, entry.method.hyperparameters), suite.layers_of(entry)
@@ -188,8 +191,8 @@ def _watch(run: ScoreRun, bench: Workbench, stock: dict[str, Tensor], clock: Clo
     if spec is None:
         return None
     text = before = None
-    if spec.forgetting and spec.depth == "full":
-        text = bench.text(spec.forgetting, run.training.max_length, spec.items)
+    if spec.text:
+        text = bench.text(spec.text, run.training.max_length, spec.items)
         with clock("spectrum"):
             before = features(Classifier(bench.base.encoder, bench.base.hidden, 1, seed=0).to(bench.device), text)
     return Watch(spec, stock, run.where, text, before, run.training.steps, clock)

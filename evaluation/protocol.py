@@ -173,6 +173,7 @@ class Plan:
     def _score_run(self, entry: Entry, stage: Literal["search", "final"], rate: float, seed: int) -> ScoreRun:
         first = stage == "final" and seed == 1
         merging: Merging | None = self.suite.merging if first else None
+        spectrum = self._spectrum(stage, first)
         return ScoreRun(
             stage=stage,
             method=entry.method,
@@ -181,12 +182,12 @@ class Plan:
             split="validation" if stage == "search" else "test",
             where=self.suite.layers_of(entry),
             merging=merging,
-            spectrum=self._spectrum(stage, first),
+            spectrum=spectrum,
             calibration=self.suite.calibration if method(entry.method.name).needs else None,
             keep=self._keeps(entry, stage, first),
             vary=self.suite.vary,
             forecast=self._forecasts(entry, stage, rate, seed),
-            **self._common((entry,)),
+            **self._common((entry,), spectrum),
         )
 
     def _spectrum(self, stage: str, first: bool) -> Spectrum | None:
@@ -210,17 +211,20 @@ class Plan:
         lowest = grid(self.centre(entry), points, self.suite.protocol.per_decade)[0]
         return (stage, seed, rate) == (("search", 0, lowest) if points > 1 else ("final", 1, rate))
 
-    def _common(self, entries: tuple[Entry, ...]) -> dict[str, Any]:
+    def _common(self, entries: tuple[Entry, ...], spectrum: Spectrum | None = None) -> dict[str, Any]:
         suite = self.suite
-        # Only the digests of the methods in this run: a method added to the suite leaves the others' runs valid.
-        digests = {entry.method.name: self.identity.methods[entry.method.name] for entry in entries}
+        # Only the digests of what is in this run: a method added to the suite leaves the others' runs valid.
+        digests = {
+            "methods": {entry.method.name: self.identity.methods[entry.method.name] for entry in entries},
+            "forgetting": self.identity.forgetting if spectrum and spectrum.text else None,
+        }
         return {
             "model": suite.model,
             "benchmark": suite.benchmark,
             "limit": suite.limit,
             "training": suite.training,
             "device": self.device,
-            "identity": self.identity.model_copy(update={"methods": digests}),
+            "identity": self.identity.model_copy(update=digests),
         }
 
 

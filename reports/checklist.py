@@ -186,7 +186,8 @@ def _scored(results: Results) -> str:
 
 def _digests(results: Results) -> str:
     identities = [record["run"].get("identity") or {} for record in results.records]
-    named = {name: _said(identity.get(name) for identity in identities) for name in ("model", "data", "code")}
+    inputs = ("model", "data", "forgetting", "code")
+    named = {name: _said(identity.get(name) for identity in identities) for name in inputs}
     return "; ".join(f"{name} {digest}" for name, digest in named.items() if digest) or _UNRECORDED
 
 

@@ -50,7 +50,9 @@ def provenance(results: Results) -> list[tuple[str, str]]:
     identities = [record["run"].get("identity") or {} for record in results.records]
     environments = [_flat(record.get("environment") or {}) for record in results.records]
     rows = [("Command", results.command)]
-    rows += [(f"{name} digest", _joined(i.get(name, "") for i in identities)) for name in ("model", "data")]
+    rows += [
+        (f"{name} digest", _joined(i.get(name, "") for i in identities)) for name in ("model", "data", "forgetting")
+    ]
     names = dict.fromkeys(name for i in identities for name in i.get("methods", {}))
     rows += [(f"Source of {name}", _joined(i.get("methods", {}).get(name, "") for i in identities)) for name in names]
     rows += [("Device", _joined(record["run"].get("device", "") for record in results.records))]

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from evaluation.spec.sections import (
     AXES,
@@ -30,8 +30,14 @@ class Identity(Frozen):
     model: str
     data: str
     methods: dict[str, str]  # method name -> digest of its source
+    forgetting: str | None = None  # digest of the benchmark on whose texts forgetting is measured, in runs that do
     code: str = ""  # digest of the code that trains and measures, and of the libraries' versions
     format: int = FORMAT
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Runs that do not measure forgetting keep the keys which they had before it was part of the identity."""
+        return {name: value for name, value in dump(self).items() if (name, value) != ("forgetting", None)}
 
 
 class ScoreRun(Frozen):

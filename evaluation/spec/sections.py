@@ -172,6 +172,11 @@ class Spectrum(Frozen):
     )
     depth: Literal["directions", "full"] = Field(default="full", description="How much a run measures.")
 
+    @property
+    def text(self) -> str | None:
+        """The benchmark on whose texts forgetting is measured; None where it is not."""
+        return (self.forgetting or None) if self.depth == "full" else None
+
 
 class Calibration(Frozen):
     """How much training data a method sees whose start depends on gradients or on a layer's inputs."""

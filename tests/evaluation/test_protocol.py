@@ -38,7 +38,7 @@ def plan(names: tuple[str, ...] = METHODS, **changes: Any) -> Plan:
     fields: dict[str, Any] = {"name": "s", "model": "toy", "benchmark": "toy", "where": toy.WHERE, "methods": entries}
     suite = resolve(Suite(**(fields | {"protocol": Protocol(points=3, per_decade=2, seeds=2)} | changes)))
     digests = {entry.method.name: f"digest of {entry.method.name}" for entry in suite.methods}
-    return Plan(suite, Identity(model="m", data="d", methods=digests), "cpu", 2)
+    return Plan(suite, Identity(model="m", data="d", methods=digests, forgetting="f"), "cpu", 2)
 
 
 def record(run: ScoreRun | SpeedRun, accuracy: float = 0.5, loss: float = 1.0, status: str = "done") -> Record:
@@ -142,6 +142,7 @@ def test_the_first_final_run_has_its_spectra_in_full_and_the_others_their_direct
     assert [r.spectrum for r in runs if r.stage == "search"] == [None] * 3
     others = spec.model_copy(update={"depth": "directions"})
     assert [r.spectrum for r in runs if r.stage == "final"] == [spec, others]
+    assert [r.identity.forgetting for r in runs] == [None] * 3 + ["f", None]  # only where its texts are read
     assert not any(r.spectrum for r in plan().runs(records) if isinstance(r, ScoreRun))
 
 
@@ -307,7 +308,7 @@ def test_another_method_in_the_suite_leaves_the_keys_of_the_rest():
 
 
 def test_a_run_with_the_digests_of_all_methods_is_caught(monkeypatch):
-    monkeypatch.setattr(Plan, "_common", lambda self, _: common(self, self.suite.methods))
+    monkeypatch.setattr(Plan, "_common", lambda self, _, *more: common(self, self.suite.methods, *more))
     with pytest.raises(AssertionError):
         test_another_method_in_the_suite_leaves_the_keys_of_the_rest()
 

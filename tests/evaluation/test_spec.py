@@ -123,9 +123,18 @@ def test_key_changes_with_every_field_of_a_section(section):
     keys = set()
     for name in type(section).model_fields:
         value = getattr(section, name)
-        value = value + "x" if name in ("model", "data") else altered(value)
+        value = f"{value}x" if name in ("model", "data", "forgetting") else altered(value)
         keys.add(key(run.model_copy(update={field: section.model_copy(update={name: value})})))
     assert len(keys | {key(run)}) == len(type(section).model_fields) + 1
+
+
+def test_the_texts_of_forgetting_are_in_the_key_only_of_runs_that_have_them():
+    assert "forgetting" not in toy.IDENTITY.model_dump()
+    named = toy.IDENTITY.model_copy(update={"forgetting": "1a2b"})
+    assert type(named).model_validate_json(named.model_dump_json()) == named
+    assert len({key(toy.run("lora", identity=one)) for one in (toy.IDENTITY, named)}) == 2
+    assert Spectrum().text == "polarity"
+    assert Spectrum(forgetting=False).text is Spectrum(depth="directions").text is None
 
 
 def test_key_changes_with_format():

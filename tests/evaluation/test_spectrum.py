@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from evaluation import execute as module
+from evaluation.benchmarks import load_benchmark
 from evaluation.clock import Clock
+from evaluation.comparison import make_plan
 from evaluation.data import evaluation_batches
 from evaluation.execute import execute
 from evaluation.measures import spectrum as package
@@ -275,12 +277,13 @@ def benches(monkeypatch: pytest.MonkeyPatch) -> module.Workbench:
     """The toy workbench, on which a second benchmark is known."""
     bench = toy.bench(monkeypatch)
     own = module.load_benchmark("toy")
-    monkeypatch.setattr(module, "load_benchmark", {"toy": own, "other": toy.benchmark()}.__getitem__)
+    monkeypatch.setattr(module, "load_benchmark", {"toy": own, "other": toy.benchmark("other", 11)}.__getitem__)
     return bench
 
 
 def run(name: str, **changes: Any) -> ScoreRun:
-    return toy.run(name, **{"merging": None, "spectrum": SPEC, **changes})
+    identity = toy.IDENTITY.model_copy(update={"forgetting": "other"})
+    return toy.run(name, **{"merging": None, "spectrum": SPEC, "identity": identity, **changes})
 
 
 @pytest.mark.parametrize("name", [*toy.METHODS, "usv_penalty", "oft", "bitfit", "adapter", "peft:lora"])
@@ -315,6 +318,22 @@ def test_measuring_changes_nothing_else(monkeypatch):
     assert watched["score"] == plain["score"]
     assert watched["merging"]["formats"] == plain["merging"]["formats"]
     assert watched["merging"]["restored"] is True
+
+
+@pytest.mark.assets
+def test_a_plan_names_the_texts_of_forgetting_by_their_digest():
+    found = make_plan("quick", {"spectrum.items": "5"}, "cpu", []).identity
+    assert found.forgetting == load_benchmark("polarity").digest != found.data
+    assert make_plan("quick", {}, "cpu", []).identity.forgetting is None
+
+
+def test_a_run_planned_for_other_texts_is_refused(monkeypatch):
+    for digest in ("newer", None):
+        identity = toy.IDENTITY.model_copy(update={"forgetting": digest})
+        with pytest.raises(ValueError, match="other is not, or no longer, what the run was planned for"):
+            execute(run("lora", identity=identity), benches(monkeypatch))
+    without = SPEC.model_copy(update={"forgetting": None})
+    assert execute(run("lora", spectrum=without, identity=toy.IDENTITY), benches(monkeypatch)).status == "done"
 
 
 def test_later_seeds_give_their_directions_alone(monkeypatch):

@@ -69,8 +69,8 @@ def split(n: int, seed: int, longest: int = 12) -> Split:
     return Split(tuple(f"{seed}-{i}" for i in range(n)), tokens, tuple(labels.tolist()), pad=0)
 
 
-def data() -> Data:
-    return Data(split(40, 1), split(20, 2), split(24, 3), CLASSES)
+def data(seed: int = 1) -> Data:
+    return Data(split(40, seed), split(20, seed + 1), split(24, seed + 2), CLASSES)
 
 
 class Words:
@@ -83,22 +83,24 @@ class Words:
         return {"input_ids": [[int(word) for word in text.split()][:max_length] for text in texts]}
 
 
-def benchmark() -> Benchmark:
-    made = data()
+def benchmark(name: str = "toy", seed: int = 1) -> Benchmark:
+    """Its digest is its name."""
+    made = data(seed)
 
     def examples(part: Split) -> tuple[Example, ...]:
         texts = [" ".join(map(str, row)) for row in part.tokens]
         return tuple(Example(*fields) for fields in zip(part.ids, texts, part.labels, strict=True))
 
     labels = tuple(f"class {c}" for c in range(CLASSES))
-    return Benchmark("toy", labels, examples(made.train), examples(made.validation), examples(made.test))
+    found = Benchmark(name, labels, examples(made.train), examples(made.validation), examples(made.test))
+    found.__dict__["digest"] = name  # the cached property
+    return found
 
 
 def bench(monkeypatch: pytest.MonkeyPatch, encoder: nn.Module | None = None) -> Workbench:
     """A workbench with the made-up model and data, which needs no files."""
     base = Base("toy", encoder or bert(), Words(), "toy", HIDDEN)
     made = benchmark()
-    made.__dict__["digest"] = "toy"  # the cached property
     monkeypatch.setattr(execute, "load_base", lambda _: base)
     monkeypatch.setattr(execute, "load_benchmark", lambda _: made)
     return Workbench("toy", "toy", torch.device("cpu"))
