@@ -54,6 +54,11 @@ class Split:
         """The first ``n`` examples."""
         return self if n is None else replace(self, ids=self.ids[:n], tokens=self.tokens[:n], labels=self.labels[:n])
 
+    def rows(self, index: Sequence[int]) -> Split:
+        """The examples at these places, in the order of ``index``."""
+        ids, tokens = tuple(self.ids[i] for i in index), tuple(self.tokens[i] for i in index)
+        return replace(self, ids=ids, tokens=tokens, labels=tuple(self.labels[i] for i in index))
+
     def targets(self, index: Sequence[int] | None = None) -> Tensor:  # shape: (items,)
         """What a model's outputs are held against: class indices, or labels of mean 0 and variance 1 over training."""
         labels = self.labels if index is None else [self.labels[i] for i in index]
@@ -66,9 +71,7 @@ class Split:
         """``n`` examples by chance, in the split's order; all of them where there are no more, or for None."""
         if n is None or n >= len(self):
             return self
-        index = np.sort(np.random.default_rng(seed).permutation(len(self))[:n])
-        ids, tokens, labels = zip(*((self.ids[i], self.tokens[i], self.labels[i]) for i in index), strict=True)
-        return replace(self, ids=ids, tokens=tokens, labels=labels)
+        return self.rows(np.sort(np.random.default_rng(seed).permutation(len(self))[:n]).tolist())
 
     def batch(self, index: Sequence[int]) -> Batch:
         rows = [self.tokens[i] for i in index]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.benchmarks import load_benchmark
+from evaluation.benchmarks.splits import unseen
 from evaluation.calibration import Statistics, calibrate, digest
 from evaluation.clock import Clock
 from evaluation.data import Data, Split, axis_seed, tokenise, training_batches
@@ -33,6 +34,8 @@ from evaluation.spec import Axis, Calibration, QuantisedRun, Record, Run, ScoreR
 from evaluation.training import Classifier, Diverged, Trainer, logits, seeded
 from variants.core import Refused, Variant, create, method
 
+FEWEST = 3  # texts that forgetting is measured on: similarities of fewer cannot be ranked
+
 
 @dataclass
 class Workbench:
@@ -43,6 +46,7 @@ class Workbench:
     device: torch.device
     base: Base = field(init=False)
     _data: dict[tuple[str, int], Data] = field(init=False, default_factory=dict)
+    _others: dict[str, list[int]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.base = load_base(self.model)
@@ -51,9 +55,23 @@ class Workbench:
     def data(self, max_length: int, limit: int | None) -> Data:
         return self._tokenised(self.benchmark, max_length).head(limit)
 
-    def text(self, benchmark: str, max_length: int, items: int) -> Split:
-        """The first validation texts of any benchmark, such as one that is not trained on."""
-        return self._tokenised(benchmark, max_length).validation.head(items)
+    def text(self, benchmark: str, max_length: int, items: int) -> tuple[Split, int]:
+        """The first validation texts of a benchmark that are not in the one trained on, and how many are left out
+        because they are."""
+        split, index = self._tokenised(benchmark, max_length).validation, self._other_texts(benchmark)
+        return split.rows(index[:items]), len(split) - len(index)
+
+    def _other_texts(self, benchmark: str) -> list[int]:
+        """Indices of the validation texts that are not in the benchmark trained on either."""
+        if benchmark not in self._others:
+            validation = load_benchmark(benchmark).validation
+            index = unseen(validation, load_benchmark(self.benchmark))
+            if len(index) < FEWEST:
+                found = f"{len(index)} of {len(validation)} validation texts of {benchmark!r} are not in"
+                wanted = f"{self.benchmark!r}, expected {FEWEST}: name another benchmark, or false"
+                raise Unusable(f"spectrum.forgetting: {found} {wanted}")
+            self._others[benchmark] = index
+        return self._others[benchmark]
 
     def _tokenised(self, benchmark: str, max_length: int) -> Data:
         place = benchmark, max_length
@@ -77,10 +95,10 @@ class Workbench:
         """Puts every method of a suite on the model and takes it off again.
 
         Raises:
-            Unusable: one of them cannot work here, or a text that it takes cannot be had.
+            Unusable: one of them cannot work here, or the texts of forgetting cannot be had or are too few.
         """
         if suite.spectrum and suite.spectrum.text:
-            load_benchmark(suite.spectrum.text)
+            self._other_texts(suite.spectrum.text)
         for entry in suite.methods:
             try:
                 variant, where = create(entry.method.name, entry.method.hyperparameters), suite.layers_of(entry)
@@ -190,12 +208,12 @@ def _watch(run: ScoreRun, bench: Workbench, stock: dict[str, Tensor], clock: Clo
     spec = run.spectrum
     if spec is None:
         return None
-    text = before = None
+    text, left_out, before = None, 0, None
     if spec.text:
-        text = bench.text(spec.text, run.training.max_length, spec.items)
+        text, left_out = bench.text(spec.text, run.training.max_length, spec.items)
         with clock("spectrum"):
             before = features(Classifier(bench.base.encoder, bench.base.hidden, 1, seed=0).to(bench.device), text)
-    return Watch(spec, stock, run.where, text, before, run.training.steps, clock)
+    return Watch(spec, stock, run.where, text, before, run.training.steps, clock, left_out)
 
 
 def _quantised(run: QuantisedRun, bench: Workbench, clock: Clock) -> dict[str, Any]:

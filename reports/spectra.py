@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from reports.records import Json, Results, ScoreRun
 from reports.table import Cell, Column, Table, count, digits, text
 from reports.tables import METHOD, POINTS
+from reports.words import span
 
 Side = str  # "left": of the layer's outputs; "right": of its inputs
 Bases = Mapping[tuple[str, Side], NDArray[np.float64]]
@@ -138,10 +139,17 @@ def _caption(results: Results) -> str:
         "directions between final seeds, from 0 (orthogonal) to 1 (the same), on a few layers; by chance it is the "
         "chance share."
     )
-    if spec.get("forgetting"):
-        said += (
-            f" Forgetting: how the embeddings of {spec.get('items', '?')} texts of {spec['forgetting']}, which no run "
-            "has seen, differ from those of the untouched base; similarities kept: the rank correlation of their "
-            "pairwise cosines before and after."
-        )
-    return said
+    return f"{said} {_forgetting_caption(results, spec['forgetting'])}" if spec.get("forgetting") else said
+
+
+def _forgetting_caption(results: Results, name: str) -> str:
+    """What the texts were, as far as the records say: older ones looked at no overlap."""
+    measured = [lost for label in results.labels if (lost := spectrum_of(results, label).get("forgetting"))]
+    texts = f"{span(one['items'] for one in measured)} texts of {name}" if measured else f"texts of {name}"
+    if measured and all("left_out" in one for one in measured):
+        benchmark, others = results.suite.get("benchmark", "the benchmark"), max(one["left_out"] for one in measured)
+        texts += f" that are not in {benchmark}" + (f" ({others} that are were left out)" if others else "")
+    return (
+        f"Forgetting: how the embeddings of {texts} differ from those of the untouched base; similarities kept: the "
+        "rank correlation of their pairwise cosines before and after."
+    )

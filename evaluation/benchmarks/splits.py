@@ -90,6 +90,17 @@ def _near_pairs(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
             posted[word].append(i)
 
 
+def unseen(examples: Sequence[Example], benchmark: Benchmark) -> list[int]:
+    """Indices of the examples none of whose texts, alone or in a pair, is in any split of the benchmark, both
+    normalised; a text without any word as it stands."""
+
+    def texts(example: Example) -> set[str]:
+        return {normalise(text) or text for text in (example.text, example.text_pair) if text is not None}
+
+    seen = set().union(*map(texts, (*benchmark.train, *benchmark.validation, *benchmark.test)))
+    return [i for i, example in enumerate(examples) if seen.isdisjoint(texts(example))]
+
+
 def split(texts: Sequence[Text], *, test: int, validation: int) -> list[str]:
     """For each text "train", "validation" or "test"; the latter two get exactly as many as asked for.
 

@@ -6,6 +6,7 @@ import base64
 import importlib
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from evaluation.measures.spectrum.matrices import (
     stable_rank,
 )
 from evaluation.mounting import mounted
-from evaluation.spec import Merging, Method, ScoreRun, Spectrum
+from evaluation.spec import Merging, Method, ScoreRun, Spectrum, Suite, Unusable
 from evaluation.training import Classifier
 from tests.evaluation import toy
 from tests.evaluation.merge_cases import Gated, merge_case, stir
@@ -336,6 +337,36 @@ def test_a_run_planned_for_other_texts_is_refused(monkeypatch):
     assert execute(run("lora", spectrum=without, identity=toy.IDENTITY), benches(monkeypatch)).status == "done"
 
 
+def test_texts_that_are_trained_on_are_left_out(monkeypatch):
+    bench = benches(monkeypatch)
+    own, other = toy.benchmark(), toy.benchmark("mixed", 11)
+    copied = [replace(part[0], id=part[0].id + "!", text=f"{part[0].text} !") for part in (own.train, own.test)]
+    mixed = replace(other, validation=(*copied, *other.validation))
+    monkeypatch.setattr(module, "load_benchmark", {"toy": own, "mixed": mixed}.__getitem__)
+    assert bench._other_texts("mixed") == list(range(2, len(mixed.validation)))
+
+
+def test_the_record_says_how_many_texts_were_left_out(monkeypatch):
+    bench = benches(monkeypatch)
+    monkeypatch.setattr(module, "unseen", lambda *_: [0, 2, 4, 5, 7])
+    found = execute(run("lora"), bench).measures["spectrum"]["forgetting"]
+    assert (found["items"], found["left_out"]) == (5, 15)
+    split, _ = bench.text("other", 128, 4)
+    assert split.ids == tuple(toy.data(11).validation.ids[i] for i in (0, 2, 4, 5))
+
+
+def test_too_few_other_texts_are_refused_before_anything_runs(monkeypatch):
+    bench = benches(monkeypatch)
+    entries = [{"label": "lora", "name": "lora"}]
+    suite = Suite(
+        name="s", model="toy", benchmark="toy", where=toy.WHERE, baseline="lora", methods=entries, spectrum=SPEC
+    )
+    bench.check(suite)
+    monkeypatch.setattr(module, "load_benchmark", lambda _: toy.benchmark())
+    with pytest.raises(Unusable, match="0 of 20 validation texts of 'other' are not in 'toy', expected 3: name"):
+        module.Workbench("toy", "toy", bench.device).check(suite)
+
+
 def test_later_seeds_give_their_directions_alone(monkeypatch):
     monkeypatch.setattr(module, "features", None)  # nothing is embedded
     made = run("usv_penalty", spectrum=SPEC.model_copy(update={"depth": "directions"}))
@@ -458,7 +489,7 @@ def test_a_base_that_has_the_adapter_on_is_caught(monkeypatch):
     original = module.mounted
 
     def late(_: Any, bench: Any, stock: Any, clock: Any) -> Watch:
-        text = bench.text("other", 128, 8)
+        text, _ = bench.text("other", 128, 8)
         with original(bench.base.encoder, create("pissa", {"rank": 2}), toy.WHERE) as encoder:
             return Watch(SPEC, stock, toy.WHERE, text, module.features(Classifier(encoder, 16, 1, 0), text), 3, clock)
 

@@ -88,6 +88,26 @@ def row(table: Table, name: str) -> dict[str, Cell]:
     return dict(zip((column.key for column in table.columns), found, strict=True))
 
 
+# ---- forgetting -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("left_out", "said"),
+    [
+        (None, "of 100 texts of polarity differ"),
+        (0, "of 100 texts of polarity that are not in trec50 differ"),
+        (406, "of 100 texts of polarity that are not in trec50 (406 that are were left out) differ"),
+    ],
+)
+def test_the_texts_of_forgetting_are_what_the_records_say(tmp_path, left_out, said):
+    records = watched()
+    for record in records:
+        lost = record["measures"].get("spectrum", {}).get("forgetting")
+        if lost and left_out is not None:
+            lost["left_out"] = left_out
+    assert said in all_tables(results_of(tmp_path, records))["spectrum"].caption
+
+
 # ---- similarity -----------------------------------------------------------------------------------------------------
 
 

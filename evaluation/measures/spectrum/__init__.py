@@ -49,6 +49,7 @@ class Watch:
         text: of another benchmark, to see what is forgotten; None leaves that out.
         before: the untouched base's ``features`` of it.
         steps: of the training.
+        left_out: texts of that benchmark which the one trained on has too.
     """
 
     spec: Spectrum
@@ -58,6 +59,7 @@ class Watch:
     before: Tensor | None
     steps: int
     clock: Clock
+    left_out: int = 0
     series: list[dict[str, Any]] = field(default_factory=list)
 
     def at(self, encoder: nn.Module, step: int) -> None:
@@ -76,7 +78,7 @@ class Watch:
             weights is not defined (it depends on the input) or not known (a peer), or which changes no linear layer.
             And unless ``spec.depth`` is ``directions``
             defects: rows of ``defect_at``, None without a constrained factor.
-            forgetting: ``forgetting``, with the number of items; None where left out.
+            forgetting: ``forgetting``, with the number of items and of those left out; None where not asked for.
         """
         with self.clock("spectrum"):
             layers = self._layers(model.encoder, variant)
@@ -86,7 +88,8 @@ class Watch:
                 return found
             lost = None
             if self.text is not None and self.before is not None:
-                lost = {"items": len(self.text), **forgetting(self.before, features(model, self.text))}
+                measured = forgetting(self.before, features(model, self.text))
+                lost = {"items": len(self.text), "left_out": self.left_out, **measured}
             return found | {
                 "update": update_spectra(layers, self.spec) if layers else None,
                 "defects": self.series or None,
