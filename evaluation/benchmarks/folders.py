@@ -2,7 +2,8 @@
 
 Columns are ``text``, perhaps ``text2`` (or ``text_pair``) for pairs, and ``label``. Labels are classes, unless all are
 numbers and one has a fraction: then it is regression. A column ``target`` instead of ``label`` always means regression.
-The folder's own split is kept, except that a text which is in a later split too is left out of the earlier one.
+The folder's own split is kept, except that a text which is in a later split too is left out of the earlier one. It is
+the same text if only case, white space or the encoding of accents differ: "great :)" and "great :(" are two.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from evaluation.benchmarks.base import FOLDER, Benchmark, Example, register_benchmark
-from evaluation.benchmarks.splits import identity
+from evaluation.benchmarks.splits import folded, identity
 from evaluation.spec import Unusable
 
 log = logging.getLogger("svdbench")
@@ -224,7 +225,7 @@ def _index(row: Row, known: dict[str, int]) -> int:
 
 
 def _identity(row: Row) -> str:
-    return identity(row.text if row.pair is None else (row.text, row.pair))
+    return identity(row.text if row.pair is None else (row.text, row.pair), folded)
 
 
 def _leave_out_repeated(rows: dict[str, list[Row]], folder: Path) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from evaluation.benchmarks.base import Benchmark, Example
 
@@ -27,9 +27,15 @@ def normalise(text: str) -> str:
     return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold()))
 
 
-def identity(text: Text) -> str:
-    """16 hex digits that name a text or a pair; equal for those that are equal when normalised."""
-    return hashlib.sha256("\n".join(map(normalise, _parts(text))).encode()).hexdigest()[:16]
+def folded(text: str) -> str:
+    """The text without differences in case, white space and how an accent is encoded (NFC); signs and emoji count."""
+    once = unicodedata.normalize("NFC", text).casefold()  # which may take composed characters apart
+    return " ".join(unicodedata.normalize("NFC", once).split())
+
+
+def identity(text: Text, normal: Callable[[str], str] = normalise) -> str:
+    """16 hex digits that name a text or a pair; equal for those that are equal under ``normal``."""
+    return hashlib.sha256("\n".join(map(normal, _parts(text))).encode()).hexdigest()[:16]
 
 
 def _parts(text: Text) -> tuple[str, ...]:

@@ -90,13 +90,35 @@ def test_numbers_with_a_fraction_or_a_target_mean_regression(tmp_path, column, n
 def test_a_text_of_a_later_split_is_left_out_of_an_earlier_one(tmp_path, caplog):
     caplog.set_level(logging.INFO, "svdbench")
     made = read(
-        tmp_path, train_csv="text,label\ngood film,pos\nbad film,neg\nNo film!,neg\nAn awful film,pos\nbad film,pos\n"
+        tmp_path, train_csv='text,label\ngood film,pos\nbad film,neg\nNo  FILM,neg\nAn "awful film,pos\nbad film,pos\n'
     )
     assert [e.text for e in made.train] == ["good film", "bad film", "bad film"]  # within a split all stay
     assert len({e.id for e in made.train}) == 3
     assert "2 rows of train are left out, their text is in a later split too" in caplog.text
     with pytest.raises(Unusable, match=r"validation\.tsv: there is no row which is not in a later split"):
         read(tmp_path, validation_tsv="text\tlabel\nNo film\tneg\n")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("great :)", "great :(", False),
+        ("so good \N{GRINNING FACE}", "so good \N{CRYING FACE}", False),
+        ("¿Qué?", "¿Que?", False),
+        ("\u0915\u0940", "\u0915\u0941", False),  # Devanagari: the vowels are marks
+        ("No.", "No?", False),
+        ("caf\u00e9", "CAFE\u0301", True),
+        ("Stra\u00dfe", "STRASSE", True),
+        ("two  words", " two\u00a0words", True),
+    ],
+)
+def test_what_is_the_same_text(tmp_path, one, other, same):
+    made = read(
+        tmp_path,
+        train_csv=f"text,label\n{one},pos\nx,neg\ny,pos\n",
+        test_jsonl=json.dumps({"text": other, "label": "pos"}),
+    )
+    assert (one in {example.text for example in made.train}) is not same
 
 
 @pytest.mark.parametrize(
