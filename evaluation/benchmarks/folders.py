@@ -4,18 +4,20 @@ Columns are ``text``, perhaps ``text2`` (or ``text_pair``) for pairs, and ``labe
 numbers and one has a fraction: then it is regression. A column ``target`` instead of ``label`` always means regression.
 The folder's own split is kept, except that a text which is in a later split too is left out of the earlier one. It is
 the same text if only case, white space or the encoding of accents differ: "great :)" and "great :(" are two.
+Rows are shuffled by their contents, so that the first of them are a sample however the files are sorted.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -85,7 +87,7 @@ def read_folder(folder: Path, name: str) -> Benchmark:
             raise Unusable(f"{_file(folder, split)}: there is no row which is not in a later split too")
     if _is_regression(rows):
         labels: tuple[str, ...] = ()
-        parts = [tuple(_examples(rows[split], _number)) for split in SPLITS]
+        parts = [_examples(rows[split], _number) for split in SPLITS]
         if len({example.label for example in parts[0]}) < 2:
             raise Unusable(f"{_file(folder, 'train')}: all numbers are the same, there is nothing to learn")
     else:
@@ -93,7 +95,7 @@ def read_folder(folder: Path, name: str) -> Benchmark:
         if len(labels) < 2:
             raise Unusable(f"{_file(folder, 'train')}: expected two classes or more, found only {labels[0]!r}")
         known = {label: i for i, label in enumerate(labels)}
-        parts = [tuple(_examples(rows[split], lambda row: _index(row, known))) for split in SPLITS]
+        parts = [_examples(rows[split], lambda row: _index(row, known)) for split in SPLITS]
     train, validation, test = parts
     return Benchmark(name, labels, train, validation, test, "accuracy" if labels else "spearman")
 
@@ -238,9 +240,13 @@ def _leave_out_repeated(rows: dict[str, list[Row]], folder: Path) -> None:
         rows[split], later = kept, later | set(ids.values())
 
 
-def _examples(rows: list[Row], label: Any) -> Iterator[Example]:
+def _examples(rows: list[Row], label: Callable[[Row], float]) -> tuple[Example, ...]:
+    """In the order of a hash of each row, which that of the rows in their file has no part in."""
     seen: Counter[str] = Counter()
-    for row in rows:
+    found = {}
+    for row in sorted(rows, key=lambda row: (row.text, row.pair or "", row.label)):
         name = _identity(row)
         seen[name] += 1
-        yield Example(name if seen[name] == 1 else f"{name}-{seen[name]}", row.text, label(row), row.pair)
+        name += "" if seen[name] == 1 else f"-{seen[name]}"
+        found[hashlib.sha256(name.encode()).digest()] = Example(name, row.text, label(row), row.pair)
+    return tuple(example for _, example in sorted(found.items()))
