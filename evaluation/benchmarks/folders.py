@@ -9,41 +9,22 @@ Rows are shuffled by their contents, so that the first of them are a sample howe
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 import logging
-import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
 
-from evaluation.benchmarks.base import FOLDER, Benchmark, Example, register_benchmark
+from evaluation.benchmarks.base import FOLDER, SPLITS, Benchmark, Example, register_benchmark
+from evaluation.benchmarks.rows import FORMATS, Row, read_rows
 from evaluation.benchmarks.splits import folded, identity
 from evaluation.spec import Unusable
 
 log = logging.getLogger("svdbench")
-SPLITS = ("train", "validation", "test")
-FORMATS = ("csv", "tsv", "jsonl")
-PAIR = ("text2", "text_pair")
-LABEL = ("label", "target")
-LARGEST_FILE, LARGEST_TEXT = 1 << 30, 100_000  # bytes, characters: beyond, something else was meant
+NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
+LARGEST_NUMBER = 1e15  # whose square is far from the largest number there is, and below which every whole number exists
 _folders: dict[str, Path] = {}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One checked row; ``place`` names it in errors."""
-
-    place: str
-    text: str
-    pair: str | None
-    label: str
-    target: bool  # the label's column asks for regression
 
 
 def is_benchmark(folder: Path) -> bool:
@@ -80,7 +61,7 @@ def read_folder(folder: Path, name: str) -> Benchmark:
     Raises:
         Unusable: a file is missing or cannot be read, or a row is not what it should be; the message names both.
     """
-    rows = {split: list(_rows(_file(folder, split))) for split in SPLITS}
+    rows = {split: list(read_rows(_file(folder, split))) for split in SPLITS}
     _leave_out_repeated(rows, folder)
     for split, found in rows.items():
         if not found:
@@ -91,6 +72,7 @@ def read_folder(folder: Path, name: str) -> Benchmark:
         if len({example.label for example in parts[0]}) < 2:
             raise Unusable(f"{_file(folder, 'train')}: all numbers are the same, there is nothing to learn")
     else:
+        _refuse_ambiguous(rows)
         labels = tuple(sorted({row.label for row in rows["train"]}))
         if len(labels) < 2:
             raise Unusable(f"{_file(folder, 'train')}: expected two classes or more, found only {labels[0]!r}")
@@ -113,90 +95,6 @@ def _file(folder: Path, split: str) -> Path:
     return found[0]
 
 
-def _rows(file: Path) -> Iterator[Row]:
-    """The rows of one file, each checked. Rows are counted from 1, a heading not included."""
-    records = _of_lines(file) if file.suffix == ".jsonl" else _of_table(file)
-    for number, record in enumerate(records, start=1):
-        place = f"{file}, row {number}"
-        kinds = [kind for kind in LABEL if kind in record]
-        pairs = [name for name in PAIR if name in record]
-        if "text" not in record or len(kinds) != 1 or len(pairs) > 1:
-            known = ", ".join(map(str, record))[:60]
-            raise Unusable(f"{place}: expected `text`, perhaps one of `text2`, and `label` or `target`, found {known}")
-        texts = [_text(record[name], f"{place}, {name}") for name in ("text", *pairs)]
-        label = _label(record[kinds[0]], f"{place}, {kinds[0]}")
-        yield Row(place, texts[0], texts[1] if pairs else None, label, kinds[0] == "target")
-
-
-def _of_table(file: Path) -> Iterator[dict[str, Any]]:
-    dialect: dict[str, Any] = {"strict": True}
-    if file.suffix == ".tsv":  # where quotes are just quotes
-        dialect |= {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    rows = csv.reader(io.StringIO(_decoded(file), newline=""), **dialect)
-    number = 0
-    try:
-        header = [name.strip() for name in next(rows, [])]
-        if len(set(header)) < len(header):
-            raise Unusable(f"{file}: two columns have the same name")
-        for row in rows:
-            number += 1
-            if row and len(row) != len(header):
-                raise Unusable(
-                    f"{file}, row {number}: expected {len(header)} fields as in the heading, found {len(row)}"
-                )
-            if row:
-                yield dict(zip(header, row, strict=True))
-    except csv.Error as error:
-        raise Unusable(f"{file}, row {number + 1}: not {file.suffix[1:].upper()} ({error})") from error
-
-
-def _of_lines(file: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(filter(str.strip, _decoded(file).split("\n")), start=1):
-        try:
-            record = json.loads(line, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
-            raise Unusable(f"{file}, row {number}: not JSON ({error})") from error
-        if not isinstance(record, dict):
-            raise Unusable(f'{file}, row {number}: expected an object such as {{"text": ..., "label": ...}}')
-        yield record
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number")
-
-
-def _decoded(file: Path) -> str:
-    try:
-        if file.stat().st_size > LARGEST_FILE:
-            raise Unusable(f"{file} is larger than {LARGEST_FILE >> 20} MiB")
-        raw = file.read_bytes()
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise Unusable(f"{file}, line {line}: expected UTF-8, found the byte {raw[error.start]:#04x}") from error
-    except OSError as error:
-        raise Unusable(f"{file} cannot be read: {error.strerror or error}") from error
-
-
-def _text(value: Any, place: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise Unusable(f"{place}: expected a text, found {str(value)[:40]!r}")
-    if len(value) > LARGEST_TEXT:
-        raise Unusable(f"{place}: expected at most {LARGEST_TEXT:,} characters, found {len(value):,}")
-    return value.strip()
-
-
-def _label(value: Any, place: str) -> str:
-    """As it is written; numbers of JSON as a table would write them."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, str | int | float) or not str(value).strip() or len(str(value)) > 200:
-        raise Unusable(f"{place}: expected a class or a number, found {str(value)[:40]!r}")
-    if _as_number(str(value)) in (math.inf, -math.inf) or str(value).strip().lower() == "nan":
-        raise Unusable(f"{place}: expected a class or a finite number, found {str(value)[:40]!r}")
-    return str(value).strip()
-
-
 def _is_regression(rows: dict[str, list[Row]]) -> bool:
     every = [row for found in rows.values() for row in found]
     if len({row.target for row in every}) > 1:
@@ -207,17 +105,28 @@ def _is_regression(rows: dict[str, list[Row]]) -> bool:
 
 
 def _as_number(label: str) -> float | None:
-    try:
-        return float(label)
-    except ValueError:
-        return None
+    return float(label) if re.fullmatch(NUMBER, label) else None
 
 
 def _number(row: Row) -> float:
     number = _as_number(row.label)
-    if number is None:
-        raise Unusable(f"{row.place}: expected a number, found {row.label[:40]!r}")
+    if number is None or abs(number) > LARGEST_NUMBER:
+        raise Unusable(
+            f"{row.place}: expected a number from {-LARGEST_NUMBER:g} to {LARGEST_NUMBER:g}, found {row.label[:40]!r}"
+        )
     return number
+
+
+def _refuse_ambiguous(rows: dict[str, list[Row]]) -> None:
+    """``1`` and ``1.0``, or ``true`` and ``True``, or ``1`` and ``true``, are different texts and so would be different
+    classes: whoever wrote both hardly meant that."""
+    truth = {"true": 1.0, "false": 0.0}
+    first: dict[float, Row] = {}
+    for row in (row for split in SPLITS for row in rows[split]):
+        value = truth.get(row.label.lower(), _as_number(row.label))
+        if value is not None and (other := first.setdefault(value, row)).label != row.label:
+            said = f"{row.label[:40]!r} and {other.label[:40]!r} ({other.place}) would be two classes"
+            raise Unusable(f"{row.place}: {said}: write one of them in all rows, or a word for each class")
 
 
 def _index(row: Row, known: dict[str, int]) -> int:

@@ -11,7 +11,8 @@ import pytest
 
 from evaluation import benchmarks
 from evaluation.benchmarks import folders
-from evaluation.benchmarks.folders import LARGEST_TEXT, read_folder, register_folder
+from evaluation.benchmarks.folders import read_folder, register_folder
+from evaluation.benchmarks.rows import LARGEST_TEXT
 from evaluation.plugins import load_plugins
 from evaluation.spec import Unusable
 from tests.evaluation.tiny import make_model, make_suite, measured, svdbench
@@ -67,20 +68,19 @@ def test_pairs(tmp_path, name):
     ("column", "numbers", "kind"),
     [
         ("label", "0.5 -1 2 3", "regression"),
-        ("label", "0 1 1.0 0", "classification"),
+        ("label", "0 1 1 0", "classification"),
+        ("label", "0 1.0 1 0.5", "regression"),
         ("target", "0 1 1 0", "regression"),
         ("label", "a 1.5 a 1.5", "classification"),
     ],
 )
 def test_numbers_with_a_fraction_or_a_target_mean_regression(tmp_path, column, numbers, kind):
     a, b, c, d = numbers.split()
-    if kind == "classification" and "1.0" in numbers:
-        c = "1"
     made = read(
         tmp_path,
         train_csv=f"text,{column}\nk,{a}\nl,{b}\n",
         validation_tsv=f"text\t{column}\nm\t{c}\n",
-        test_jsonl=json.dumps({"text": "n", column: d if d[0] in "a" else float(d)}),
+        test_jsonl=f'{{"text": "n", "{column}": {d}}}',
     )
     assert made.kind == kind
     if kind == "regression":
@@ -170,6 +170,11 @@ def test_what_is_the_same_text(tmp_path, one, other, same):
         ({"test_jsonl": '{"text": "a", "label": null}'}, "row 1, label: expected a class"),
         ({"test_jsonl": '{"text": 3, "label": "pos"}'}, "row 1, text: expected a text, found '3'"),
         ({"test_jsonl": '["a", "pos"]'}, "row 1: expected an object"),
+        (
+            {"test_jsonl": r'{"text": "a \ud800", "label": "pos"}'},
+            r"jsonl, row 1: '\\ud800' is half a character: write",
+        ),
+        ({"test_jsonl": r'{"text": "a", "label": "pos", "\uDFFF": 1}'}, r"jsonl, row 1: '\\udfff' is half a character"),
         ({"test_jsonl": "[" * 100_000}, "row 1: not JSON"),
     ],
 )
@@ -179,11 +184,47 @@ def test_what_is_refused_and_where(tmp_path, files, message):
     assert len(str(refused.value).splitlines()) == 1
 
 
+def labelled(folder: Path, in_table: str, in_json: str):
+    """A good folder with one label of a table and one of JSON, as they are written."""
+    return read(
+        folder,
+        train_csv=f"text,label\na,{in_table}\nb,2\n",
+        validation_tsv="text\tlabel\nc\t2\n",
+        test_jsonl=f'{{"text": "d \\ud83d\\ude00", "label": {in_json}}}',
+    )
+
+
+@pytest.mark.parametrize(
+    ("in_table", "in_json"), [("1", "1"), ("1", '"1"'), ("1.0", "1.0"), ("true", "true"), ("1e2", "1e2")]
+)
+def test_a_label_is_its_text(tmp_path, in_table, in_json):
+    made = labelled(tmp_path, in_table, in_json)
+    assert (set(made.labels), made.labels[made.test[0].label]) == ({in_table, "2"}, in_table)
+    assert made.test[0].text == "d \N{GRINNING FACE}"
+
+
+@pytest.mark.parametrize(
+    ("in_table", "in_json"),
+    [("1", "1.0"), ("1.0", "1"), ("1", "true"), ("True", "true"), ("0", '"False"'), ("10", "1e1")],
+)
+def test_two_texts_of_one_number_or_truth_are_refused(tmp_path, in_table, in_json):
+    said = f"test.jsonl, row 1: .* and '{in_table}' .*train.csv, row 1. would be two classes: write one of them"
+    with pytest.raises(Unusable, match=said) as refused:
+        labelled(tmp_path, in_table, in_json)
+    assert len(str(refused.value).splitlines()) == 1
+
+
 def test_targets_that_are_no_numbers_or_all_the_same(tmp_path):
     table = "text,target\na,{}\nb,2\n"
     rest = {"validation_tsv": "text\ttarget\nc\t1\n", "test_jsonl": '{"text": "d", "target": 1}'}
-    with pytest.raises(Unusable, match="row 1: expected a number, found 'high'"):
+    with pytest.raises(Unusable, match=r"row 1: expected a number from .*, found 'high'"):
         read(tmp_path, train_csv=table.format("high"), **rest)
+    for number in ("1e200", "-1e999", "1_0"):
+        with pytest.raises(Unusable, match=f"train.csv, row 1: expected a number from .*, found '{number}'"):
+            read(tmp_path, train_csv=table.format(number), **rest)
+    for number in ("nan", "Infinity"):
+        with pytest.raises(Unusable, match=f"train.csv, row 1, target: expected .* finite number, found '{number}'"):
+            read(tmp_path, train_csv=table.format(number), **rest)
     with pytest.raises(Unusable, match="all numbers are the same"):
         read(tmp_path, train_csv=table.format("2"), **rest)
 
