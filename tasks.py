@@ -393,7 +393,7 @@ def params(
     variants: Annotated[str, typer.Option(help="Methods, separated by commas, or all.")] = "all",
     rank: Annotated[int, typer.Option(min=1, help="For the methods that have a rank.")] = 8,
     targets: Annotated[str, typer.Option(help="Of q,k,v,o,gate,up,down; or all; or patterns of layer names.")] = "q,v",
-    budget: Annotated[str | None, typer.Option(help="Solve the size: parameters (1000000) or share (0.1%).")] = None,
+    budget: Annotated[str | None, typer.Option(help="Solve the size: 1000000 (parameters), 0.1% or 300 KiB.")] = None,
     as_json: Json = False,
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
@@ -413,7 +413,8 @@ def params(
     for row in counted.methods:
         if row.note:
             console.print(f"{row.method}: {row.note}", soft_wrap=True)
-    limit = "" if counted.budget is None else f"; at most {counted.budget:,} to train"
+    spent = "to train" if counted.budget_unit == "parameters" else "bytes to store"
+    limit = "" if counted.budget is None else f"; at most {counted.budget:,} {spent}"
     console.print(f"{model}: {counted.parameters:,} parameters, {counted.layers} layers adapted ({targets}){limit}")
 
 

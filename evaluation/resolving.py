@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from evaluation.architectures import Architecture, architecture, layers
-from evaluation.sizes import parsed_budget
+from evaluation.budgets import Budget, largest_within, parsed_budget
 from evaluation.spec import Entry, Method, Suite, Unusable
 from variants.core import Refused, UnknownHyperparameter, UnknownMethod, create, method
-from variants.core.budget import largest
 
 
 def resolve(suite: Suite) -> Suite:
@@ -31,7 +30,7 @@ def resolve(suite: Suite) -> Suite:
     return suite.model_copy(update={"methods": entries})
 
 
-def _sized(entry: Entry, found: Architecture, where: tuple[str, ...], budget: int) -> Entry:
+def _sized(entry: Entry, found: Architecture, where: tuple[str, ...], budget: Budget) -> Entry:
     """The entry with the largest size within the budget, if there is one to choose."""
     given = entry.method.hyperparameters
     try:
@@ -39,7 +38,7 @@ def _sized(entry: Entry, found: Architecture, where: tuple[str, ...], budget: in
         if cls.trains != "layers" or not cls.size or cls.size in given:
             return entry
         create(entry.method.name, given)  # says what is wrong with the other hyperparameters
-        sized = largest(cls, given, layers(found, where).values(), budget)
+        sized = largest_within(budget, cls, given, found, layers(found, where))
     except (UnknownMethod, UnknownHyperparameter, Refused) as error:
         raise Unusable(f"{entry.label}: {error}") from error
     chosen = Method(name=entry.method.name, hyperparameters={**given, cls.size: getattr(sized, cls.size)})

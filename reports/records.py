@@ -128,6 +128,11 @@ class Results:
         protocol = self.suite["protocol"]
         return planned_looks(int(protocol.get("seeds", 0)), protocol.get("max_seeds"))
 
+    @property
+    def budget_in_bytes(self) -> bool:
+        """Did the suite match sizes by what is stored, not by what is trained?"""
+        return str(self.suite.get("budget") or "").endswith(("B", "bytes"))
+
     def of(self, label: str, stage: str) -> list[ScoreRun]:
         """A method's runs of one stage, by learning rate and seed."""
         chosen = (run for run in self.runs if run.label == label and run.stage == stage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from reports import statistics
@@ -217,25 +218,44 @@ def _rate_row(results: Results, run: ScoreRun) -> tuple[Cell, ...]:
 
 def methods_table(results: Results) -> Table:
     """The methods with every hyperparameter, and the sizes that follow from them."""
+    sizes = {
+        "trainable": Column("trainable_parameters", "trainable parameters", count, place="terminal"),
+        "share": Column("share", "share of the base", digits(2, POINTS), "%"),
+        "stored_bytes": Column("stored_bytes", "adapter file", digits(3, 1 / 1024), "KiB"),
+        "tensor_bytes": Column("tensor_bytes", "tensors in it", digits(4, 1 / 1024), "KiB", place="terminal"),
+        "left_after_merging": Column("left_after_merging", "left after merging", count),
+    }
+    if not results.budget_in_bytes:
+        del sizes["tensor_bytes"]
     columns = (
         METHOD,
         Column("name", "implementation", text, align="left", place="terminal"),
         Column("hyperparameters", "hyperparameters", text, align="left", place="terminal"),
-        Column("trainable_parameters", "trainable parameters", count, place="terminal"),
-        Column("share", "share of the base", digits(2, POINTS), "%"),
-        Column("stored_bytes", "adapter file", digits(3, 1 / 1024), "KiB"),
-        Column("left_after_merging", "left after merging", count),
+        *sizes.values(),
     )
-    rows = tuple(_method_row(entry, results.parameters(str(entry["label"]))) for entry in results.suite["methods"])
-    caption = "Counts are the adapter's; the task head, the same for all, is not counted."
+    rows = tuple(_method_row(results, entry, sizes) for entry in results.suite["methods"])
+    caption = f"Counts are the adapter's; the task head, the same for all, is not counted.{_budget_said(results)}"
     return Table("methods", "Methods as run", caption, columns, rows)
 
 
-def _method_row(entry: Json, counts: Json) -> tuple[Cell, ...]:
+def _budget_said(results: Results) -> str:
+    """By what sizes were matched, if they were."""
+    budget = results.suite.get("budget")
+    if not budget:
+        return ""
+    spent = "bytes of the tensors in the adapter file" if results.budget_in_bytes else "trainable parameters"
+    return (
+        f" Sizes were matched by {spent}: a method whose size the suite left open has the largest within {budget}; one "
+        "whose size is given, or which has none, may be above or below."
+    )
+
+
+def _method_row(results: Results, entry: Json, sizes: Iterable[str]) -> tuple[Cell, ...]:
     settings: dict[str, Any] = entry["method"].get("hyperparameters") or {}
     written = ", ".join(f"{name} = {value}" for name, value in settings.items())
-    sizes = (Cell(counts.get(name)) for name in ("trainable", "share", "stored_bytes", "left_after_merging"))
-    return (Cell(str(entry["label"])), Cell(str(entry["method"]["name"])), Cell(written), *sizes)
+    counts = results.parameters(str(entry["label"]))
+    found = (Cell(counts.get(name)) for name in sizes)
+    return (Cell(str(entry["label"])), Cell(str(entry["method"]["name"])), Cell(written), *found)
 
 
 def unscored_table(results: Results) -> Table:

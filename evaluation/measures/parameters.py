@@ -21,6 +21,7 @@ def parameters(encoder: nn.Module, variant: Variant) -> dict[str, Any]:
         closed_form: the same from ``parameter_count``; for methods that train the base itself, from the base's shapes;
             None for a peer.
         stored_bytes: size of the adapter file, bases included where a method keeps them.
+        tensor_bytes: of them, those of the tensors; the rest is the file's header.
         left_after_merging: parameters beyond the base's after merging; None where merging is impossible.
         base: parameters of the base model.
         share: trainable / base.
@@ -45,7 +46,7 @@ def parameters(encoder: nn.Module, variant: Variant) -> dict[str, Any]:
     return {
         "trainable": trainable,
         "closed_form": closed_form,
-        "stored_bytes": _file_size(adapter_state(encoder)),
+        **_stored(adapter_state(encoder)),
         "left_after_merging": 0 if variant.mergeable else None,
         "base": sum(base.values()),
         "share": trainable / sum(base.values()),
@@ -59,12 +60,13 @@ def _of_peer(encoder: nn.Module) -> dict[str, Any]:
     return {
         "trainable": trainable,
         "closed_form": None,
-        "stored_bytes": _file_size(peers.tensors(encoder)),
+        **_stored(peers.tensors(encoder)),
         "left_after_merging": None,
         "base": base,
         "share": trainable / base,
     }
 
 
-def _file_size(tensors: dict[str, Tensor]) -> int:
-    return len(save({path: tensor.detach().contiguous() for path, tensor in tensors.items()})) if tensors else 0
+def _stored(tensors: dict[str, Tensor]) -> dict[str, int]:
+    whole = len(save({path: tensor.detach().contiguous() for path, tensor in tensors.items()})) if tensors else 0
+    return {"stored_bytes": whole, "tensor_bytes": sum(t.numel() * t.element_size() for t in tensors.values())}

@@ -52,7 +52,8 @@ class Suite(Frozen):
     limit: Count | None = Field(default=None, description="At most so many examples of each split, for tests.")
     budget: Annotated[str, BeforeValidator(lambda v: str(v) if type(v) is int else v, str | int)] | None = Field(
         default=None,
-        description="Trainable parameters of methods which have a size and do not give it: a number or a share (0.3%).",
+        description="What methods which have a size and do not give it may train, a number of parameters or a share "
+        "(0.3%), or may store (300 KiB, 2 MB).",
     )
 
     def points_of(self, entry: Entry) -> int:

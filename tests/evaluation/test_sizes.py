@@ -18,8 +18,8 @@ import tasks
 import variants as _  # noqa: F401  registers the methods
 from evaluation.architectures import Architecture, architecture, layers
 from evaluation.listing import in_bytes
-from evaluation.sizes import Unknown, parsed_budget, size_of, sizes, stored_bytes
-from evaluation.spec import Unusable
+from evaluation.sizes import size_of, sizes
+from evaluation.stored import Unknown, stored_bytes
 from variants.core import (
     STATISTICS,
     Init,
@@ -165,27 +165,6 @@ def test_refusals_take_the_place_of_numbers() -> None:
     assert lora.note.startswith("no rank of lora stays within 9 parameters")
     (bitfit,) = sizes("llama-7b", ["bitfit"], ["q"]).methods
     assert bitfit.note == "finds nothing in this model which it could train"
-
-
-@pytest.mark.parametrize(
-    ("text", "budget"),
-    [
-        ("1000000", 1_000_000),
-        ("1_000_000", 1_000_000),
-        ("1,000", 1000),
-        ("0.1%", 124),
-        ("100 %", 124_055),
-        (".3%", 372),
-    ],
-)
-def test_budgets_are_numbers_or_shares(text: str, budget: int) -> None:
-    assert parsed_budget(text, 124_055) == budget
-
-
-@pytest.mark.parametrize("text", ["", "0", "-3", "1e6", "0%", "101%", "%", "much", "0.5", "0.0000001%", "1.2.3%"])
-def test_other_budgets_are_unusable(text: str) -> None:
-    with pytest.raises(Unusable, match=r"write a number of parameters \(1000000\) or a share of the model \(0.1%\)"):
-        parsed_budget(text, 124_055)
 
 
 # ---- the verb -------------------------------------------------------------------------------------------------------

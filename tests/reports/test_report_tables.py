@@ -15,7 +15,7 @@ from reports import load, rounding
 from reports.claims import missing, opening
 from reports.render import escape_latex, escape_markdown, to_csv, to_latex, to_markdown, to_rich
 from reports.table import Cell, Column, Table, text
-from reports.tables import main_table
+from reports.tables import main_table, methods_table
 from reports.verdicts import verdicts
 from reports.write import all_tables
 
@@ -231,3 +231,27 @@ def test_escapes_are_complete():
 def test_a_ragged_table_is_refused():
     with pytest.raises(ValueError, match="2 cells for 1 columns"):
         Table("t", "T", "", (Column("a", "a", text),), ((Cell(1), Cell(2)),))
+
+
+@pytest.mark.parametrize(
+    ("budget", "said", "shown"),
+    [
+        ("300 KiB", "matched by bytes of the tensors in the adapter file: ", "288.0"),
+        ("0.3%", "matched by trainable parameters: ", None),
+    ],
+)
+def test_the_methods_say_by_what_their_sizes_were_matched(tmp_path, budget, said, shown):
+    records = all_records()
+    for record in records:
+        if "parameters" in record["measures"]:
+            record["measures"]["parameters"]["tensor_bytes"] = 4 * record["measures"]["parameters"]["trainable"]
+    table = methods_table(results_of(tmp_path, records, suite() | {"budget": budget}))
+    assert said in table.caption
+    assert f"the largest within {budget}" in table.caption
+    columns, rows = table.at("terminal")
+    texts = {column.key: column.show(cell) for column, cell in zip(columns, rows[0], strict=True)}
+    assert texts.get("tensor_bytes") == shown
+
+
+def test_without_a_budget_nothing_is_said_of_one(tmp_path):
+    assert "matched" not in methods_table(results_of(tmp_path, all_records())).caption
