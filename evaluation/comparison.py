@@ -39,7 +39,7 @@ def make_plan(name: str, changes: dict[str, str], device: str, plugins: list[str
         code=harness_digest(),
     )
     plan = Plan(suite, identity, device_type, cores())
-    plan.runs({})  # refuses an impossible grid now, not when work has begun
+    plan.tallies({})  # refuses an impossible grid now, not when work has begun
     return plan
 
 

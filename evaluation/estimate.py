@@ -27,7 +27,7 @@ def estimate(plan: Plan, records: dict[str, Record], workers: int) -> tuple[list
     try:
         bench = Workbench(plan.suite.model, plan.suite.benchmark, torch.device(plan.device))
         bench.check(plan.suite)
-        probes = {entry.label: _seconds_of_runs(plan, entry, bench) for entry in plan.suite.methods}
+        probes = _with_training(plan, {entry.label: _probe(plan, entry, bench) for entry in plan.suite.methods})
     finally:
         torch.set_num_threads(threads)
     rows, total = [], 0.0
@@ -49,8 +49,19 @@ def _seconds(plan: Plan, probes: dict[str, dict[str, float]], tally: Tally) -> f
     return sum(p["step"] for p in probes.values()) * (plan.suite.speed.warmup + plan.suite.speed.rounds)
 
 
-def _seconds_of_runs(plan: Plan, entry: Entry, bench: Workbench) -> dict[str, float]:
-    """Seconds of one step, of a search run and of a final run of one method."""
+def _with_training(plan: Plan, probes: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Adds the seconds of all steps to those of the runs: the same for all where training time is matched."""
+    suite = plan.suite
+    same = suite.match == "seconds"
+    training = {label: suite.training.steps * probes[suite.baseline if same else label]["step"] for label in probes}
+    return {
+        label: {name: seconds + (training[label] if name != "step" else 0.0) for name, seconds in probe.items()}
+        for label, probe in probes.items()
+    }
+
+
+def _probe(plan: Plan, entry: Entry, bench: Workbench) -> dict[str, float]:
+    """Seconds of one step, and of a search run and a final run of one method without their steps."""
     variant, training = create(entry.method.name, entry.method.hyperparameters), plan.suite.training
     data = bench.data(training.max_length, plan.suite.limit)
     where = plan.suite.layers_of(entry)
@@ -70,8 +81,8 @@ def _seconds_of_runs(plan: Plan, entry: Entry, bench: Workbench) -> dict[str, fl
     item = sum(evaluation.seconds().values()) / min(64, len(data.validation))
     if variant.needs:  # a backward pass for each of its batches
         attached += plan.suite.calibration.batches * step
-    search = attached + training.steps * step + len(data.validation) * item
-    final = attached + training.steps * step + len(data.test) * item
+    search = attached + len(data.validation) * item
+    final = attached + len(data.test) * item
     if plan.suite.merging:
         final += 4 * len(plan.suite.merging.formats) * plan.suite.merging.items * item / plan.suite.seeds_of(entry)
     return {"step": step, "search": search, "final": final}

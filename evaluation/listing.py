@@ -46,7 +46,8 @@ def _setting(plan: Plan, row: Mapping[str, Any]) -> str:
     """What varies within one row of the plan."""
     suite = plan.suite
     if row["stage"] == "speed" and suite.speed:
-        return f"{suite.speed.rounds} interleaved rounds"
+        first = ", first: they decide the steps of each method" if suite.match == "seconds" else ""
+        return f"{suite.speed.rounds} interleaved rounds{first}"
     if row["stage"] == "quantised" and suite.quantised:
         return f"ranks {', '.join(map(str, suite.quantised.ranks))}"
     entry = next(e for e in suite.methods if e.label == row["method"])

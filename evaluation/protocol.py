@@ -8,11 +8,12 @@ again with fresh seeds, and only those are scored, once, on test.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from types import MappingProxyType
 from typing import Any, Literal
 
+from evaluation.pace import matched_steps
 from evaluation.search import best, grid, next_rate, trials
 from evaluation.seeds import seeds_needed
 from evaluation.spec import (
@@ -26,6 +27,7 @@ from evaluation.spec import (
     Spectrum,
     SpeedRun,
     Suite,
+    Training,
     key,
 )
 from variants.core import method
@@ -45,16 +47,39 @@ class Tally:
 
 @dataclass(frozen=True)
 class Plan:
-    """A suite on one machine: methods with all hyperparameters spelt out, digests, device and threads."""
+    """A suite on one machine: methods with all hyperparameters spelt out, digests, device and threads.
+
+    Where training time is matched, the speed run comes first, and a method's ``steps`` (by label) follow from its
+    record: ``paced`` gives the plan that has them. They are in the runs, and so in their keys.
+    """
 
     suite: Suite
     identity: Identity
     device: str
     threads: int
+    steps: Mapping[str, int] | None = None  # of every method; None: those of the suite, or not known yet
+
+    def paced(self, records: Mapping[str, Record]) -> tuple[Plan, Mapping[str, Record]]:
+        """The plan with the steps of every method, and the records that count in it: before the speed run none do,
+        since runs of as many steps as the suite gives need not be among those that will be wanted.
+
+        Raises:
+            Unusable: training time is to be matched, and the speed run could not measure it.
+        """
+        if self.suite.match == "steps" or self.steps is not None:
+            return self, records
+        speed = records.get(key(self.speed_run()))
+        if speed is None:
+            return replace(self, steps={}), NOTHING
+        return replace(self, steps=matched_steps(speed)), records
 
     def runs(self, records: Mapping[str, Record]) -> list[Run]:
         """Every run that is known to be needed, given the records so far: trials beyond a method's grid appear when the
-        grid is complete, its final runs when its search is, the speed run when nothing else is left."""
+        grid is complete, its final runs when its search is, the speed run when nothing else is left. Where it decides
+        how many steps the others take, it is the first and at first the only one."""
+        plan, known = self.paced(records)
+        if plan is not self:
+            return plan.runs(known) if plan.steps else [self.speed_run()]
         entries = costly_first(self.suite.methods)
         searches = [self.search(entry, records) for entry in entries]
         # Rate by rate, so that after the first round the time of every method's runs is known.
@@ -66,19 +91,25 @@ class Plan:
                 found += self.final(entry, rate, seeds[entry.label])
         if self.suite.quantised:
             found.append(self.quantised_run())
-        if self.suite.speed and all(key(run) in records for run in found):
+        if self.suite.speed and (self.steps or all(key(run) in records for run in found)):
             found.append(self.speed_run())
         return found
 
     def total(self, records: Mapping[str, Record] = NOTHING) -> int:
         """How many runs the suite has when no learning-rate search diverges altogether, as far as the records tell:
         undecided pairs of methods may call for more seeds."""
+        plan, known = self.paced(records)
+        if plan is not self:
+            return plan.total(known)
         suite, seeds = self.suite, self.seeds(records)
         scores = sum(suite.search_runs_of(entry) + seeds[entry.label] for entry in suite.methods)
         return scores + bool(suite.quantised) + bool(suite.speed)
 
     def tallies(self, records: Mapping[str, Record]) -> list[Tally]:
         """What of each method and stage is recorded, and what is left; runs of another setting do not count."""
+        plan, known = self.paced(records)
+        if plan is not self:
+            return plan.tallies(known)
         found, seeds = [], self.seeds(records)
         for entry in costly_first(self.suite.methods):
             search = self.search(entry, records)
@@ -187,8 +218,12 @@ class Plan:
             keep=self._keeps(entry, stage, first),
             vary=self.suite.vary,
             forecast=self._forecasts(entry, stage, rate, seed),
-            **self._common((entry,), spectrum),
+            **self._common((entry,), spectrum) | {"training": self._training(entry)},
         )
+
+    def _training(self, entry: Entry) -> Training:
+        steps = (self.steps or {}).get(entry.label)
+        return self.suite.training if steps is None else self.suite.training.model_copy(update={"steps": steps})
 
     def _spectrum(self, stage: str, first: bool) -> Spectrum | None:
         """In full on a method's first final run; of the others, what comparing seeds takes."""

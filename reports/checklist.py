@@ -172,7 +172,18 @@ def _training(results: Results) -> str:
     limit = results.suite.get("limit")
     cut = f", of at most {limit:,} items" if limit else ""
     seen = f"{steps:,} steps of {rows} items, {steps * rows:,} items seen{cut}"
+    if results.time_matched:
+        seen = f"as many steps of {rows} items as fit into the same time ({_steps(results)}){cut}"
     return f"{results.suite.get('benchmark')}: {seen}; the size of the training set is not recorded"
+
+
+def _steps(results: Results) -> str:
+    counted = {label: steps for label in results.labels if (steps := results.steps(label))}
+    if not counted:
+        return "not known yet"
+    if len(counted) > MANY:
+        return f"{span(counted.values())}: the table of the training time has each method's"
+    return ", ".join(f"{label} {steps:,}" for label, steps in counted.items())
 
 
 def _scored(results: Results) -> str:

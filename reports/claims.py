@@ -33,6 +33,7 @@ def _what_was_compared(results: Results) -> str:
     return (
         f"{len(results.labels)} methods were compared on {suite['benchmark']} with {suite['model']}: {_rates(results)} "
         f"and only runs with fresh seeds ({seeds} a method) on test data are reported."
+        + (" All trained for the same time, not for the same number of steps." if results.time_matched else "")
     )
 
 

@@ -15,6 +15,7 @@ def protocol(results: Results) -> list[tuple[str, str]]:
     """How the runs were made: (what, value)."""
     suite, training = results.suite, results.suite.get("training") or {}
     finals = sorted({run.seed for run in results.runs if run.stage == "final"})
+    same = f"; steps are {suite['baseline']}'s: training time is the same for all" if results.time_matched else ""
     searches = sorted({run.seed for run in results.runs if run.stage == "search"})
     return [
         ("Model", plain(str(suite.get("model", "")))),
@@ -26,7 +27,7 @@ def protocol(results: Results) -> list[tuple[str, str]]:
             "Final runs",
             f"test split, seeds {_joined(finals)}; one seed gives every method the same data order and head",
         ),
-        ("Training", ", ".join(f"{plain(str(name))} {plain(str(value))}" for name, value in training.items())),
+        ("Training", ", ".join(f"{plain(str(name))} {plain(str(value))}" for name, value in training.items()) + same),
     ]
 
 

@@ -129,6 +129,16 @@ class Results:
         return planned_looks(int(protocol.get("seeds", 0)), protocol.get("max_seeds"))
 
     @property
+    def time_matched(self) -> bool:
+        """Was the training time the same for all methods, instead of the number of steps?"""
+        return self.suite.get("match") == "seconds"
+
+    def steps(self, label: str) -> int | None:
+        """How many steps the method's runs were to take; None while there are none."""
+        asked = (run.record["run"].get("training", {}).get("steps") for run in self.runs if run.label == label)
+        return next((int(steps) for steps in asked if steps), None)
+
+    @property
     def budget_in_bytes(self) -> bool:
         """Did the suite match sizes by what is stored, not by what is trained?"""
         return str(self.suite.get("budget") or "").endswith(("B", "bytes"))

@@ -14,6 +14,7 @@ from reports.claims import opening
 from reports.costs import latency_table, merge_cost_table, speed_table
 from reports.files import write_atomically
 from reports.forecast import forecast_table
+from reports.matching import matched_table
 from reports.merging import deployments_table, merging_full_table, merging_table
 from reports.orthogonality import orthogonality_table
 from reports.pairs import pairs_table
@@ -65,6 +66,7 @@ def all_tables(results: Results) -> dict[str, Table]:
     """Every table that has rows, by key."""
     makers = (
         main_table,
+        matched_table,
         pairs_table,
         shared_rates_table,
         orthogonality_table,

@@ -49,6 +49,11 @@ class Suite(Frozen):
         min_length=1,
         description="What differs between the seeds of a method; the rest is drawn once. Methods share all of it.",
     )
+    match: Literal["steps", "seconds"] = Field(
+        default="steps",
+        description="What of the training is the same for all: the number of steps; or the time, by the step times of "
+        "the speed run, which then comes first. `training.steps` are the baseline's.",
+    )
     limit: Count | None = Field(default=None, description="At most so many examples of each split, for tests.")
     budget: Annotated[str, BeforeValidator(lambda v: str(v) if type(v) is int else v, str | int)] | None = Field(
         default=None,
@@ -102,6 +107,18 @@ class Suite(Frozen):
         own = next((entry.label for entry in self.methods if entry.seeds), None)
         if own and self.protocol.max_seeds:
             raise ValueError(f"{own!r} has `seeds` of its own, and protocol.max_seeds adds seeds: leave one out")
+        return self
+
+    @model_validator(mode="after")
+    def _timed_as_trained(self) -> Suite:
+        """Ratios of step times depend on the number of rows: overheads weigh more on small batches."""
+        rows = self.training.batch_size
+        if self.match == "seconds" and self.speed is None:
+            raise ValueError("match = 'seconds' takes its step times from the speed run: leave `speed = false` out")
+        if self.match == "seconds" and self.speed and self.speed.batch_size != rows:
+            raise ValueError(
+                f"match = 'seconds' needs steps timed as they are trained: write speed.batch_size = {rows}"
+            )
         return self
 
     @model_validator(mode="after")

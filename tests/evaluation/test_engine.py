@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.pace import matched_steps
+from evaluation.spec import Record, ScoreRun, SpeedRun
 from tests.evaluation.tiny import ROOT, command, make_model, make_suite, measured, svdbench
 
 pytestmark = pytest.mark.assets
@@ -145,6 +147,42 @@ def test_a_crashing_method_does_not_take_the_others_along(model: Path, tmp_path:
     stored = list(results.glob("runs/[0-9a-f]*/record.json"))
     assert len(stored) == 12, "a failed run is not stored, so that it is tried again"
     assert ("worker process died" if violent else "deliberate") in done.stdout
+
+
+MATCHED = ("--set", "match=seconds", "--set", "speed.batch_size=8", "--set", "training.steps=12")
+
+
+def test_training_time_is_matched_by_a_speed_run_that_comes_first(model: Path, tmp_path: Path) -> None:
+    suite, results = make_suite(tmp_path, model), tmp_path / "r"
+    done = svdbench("compare", suite, "--out", results, "--workers", "2", *MATCHED)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert next(line for line in done.stdout.splitlines() if line.startswith("[")).startswith("[1/13] speed of all")
+    records = [Record.model_validate_json(line) for line in (results / "records.jsonl").read_text().splitlines()]
+    (speed,) = (record for record in records if isinstance(record.run, SpeedRun))
+    wanted = matched_steps(speed)
+    assert wanted["lora"] == 12
+    for record in records:
+        if isinstance(record.run, ScoreRun):
+            steps = wanted[record.run.method.name]  # labels are names here
+            assert len(record.measures["training"]["loss"]) == record.run.training.steps == steps
+    assert f"probe {wanted['probe']}" in (results / "table.md").read_text()
+
+    before = {p: p.read_bytes() for p in results.rglob("*") if p.is_file()}
+    again = svdbench("compare", suite, "--out", results, *MATCHED)
+    assert again.returncode == 0, again.stderr
+    assert "worker time" not in again.stdout, "something was computed again"
+    assert {p.name for p in before} == {p.name for p in results.rglob("*") if p.is_file()}
+
+
+def test_time_that_cannot_be_matched_is_one_line(model: Path, tmp_path: Path) -> None:
+    plugin, results = tmp_path / "crashing.py", tmp_path / "r"
+    plugin.write_text(CRASHING)
+    suite = make_suite(tmp_path, model, '\n[[methods]]\nname = "crashing"\nrank = 2\nviolent = false\n')
+    done = svdbench("compare", suite, "--out", results, "--plugin", plugin, *MATCHED)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "the speed run failed (RuntimeError: deliberate): write match = 'steps'" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(results.glob("runs/[0-9a-f]*"))
 
 
 def test_nothing_is_stored_when_a_method_cannot_work(model: Path, tmp_path: Path) -> None:

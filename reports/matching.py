@@ -1,0 +1,90 @@
+"""Where training time was matched instead of the number of steps: who took how many, and how well times agree."""
+
+from __future__ import annotations
+
+from reports import statistics
+from reports.records import Json, Results
+from reports.rounding import significant
+from reports.runlog import training_seconds
+from reports.table import EMPTY, Cell, Column, Table, count, with_bounds, with_half
+from reports.tables import METHOD, interval_cell
+
+OVER = "†"
+OVER_NOTE = "The least number of steps that a method gets takes longer than the baseline's training."
+
+
+def matched_table(results: Results) -> Table | None:
+    """The steps of every method and the time that they take; None where all take the same number."""
+    if not (results.time_matched and results.speed):
+        return None
+    base = results.baseline
+    columns = (
+        METHOD,
+        Column("steps", "steps", count, place="terminal"),
+        Column("items_seen", "items seen", count),
+        Column("step_time_ratio", "step time", with_bounds(), f"× {base}", interval=True, place="terminal"),
+        Column("training_time_ratio", "all steps", with_bounds(), f"× {base}", interval=True, place="terminal"),
+        Column("training_seconds", "training as it ran", with_half(), "s", interval=True),
+    )
+    rows = tuple(_row(results, label) for label in results.labels)
+    return Table("matched", "Training time", _caption(results), columns, rows, ((OVER, OVER_NOTE),))
+
+
+def _row(results: Results, label: str) -> tuple[Cell, ...]:
+    steps, given = results.steps(label), _training(results)
+    ratio = (results.speed or {}).get("methods", {}).get(label, {}).get("ratio_baseline")
+    seen = steps * given["batch_size"] if steps and given.get("batch_size") else None
+    return (
+        Cell(label),
+        Cell(steps),
+        Cell(seen),
+        interval_cell(ratio),
+        _whole(results, label, ratio),
+        _ran(results, label),
+    )
+
+
+def _whole(results: Results, label: str, ratio: Json | None) -> Cell:
+    """All steps of a method against all of the baseline's, with the interval of the ratio of their step times."""
+    steps, base = results.steps(label), _training(results).get("steps")
+    if not (steps and base and ratio):
+        return EMPTY
+    median, low, high = (ratio[name] * steps / base for name in ("median", "low", "high"))
+    return Cell(median, low, high, mark=OVER if median > 1 else "")
+
+
+def _ran(results: Results, label: str) -> Cell:
+    """The mean over the final runs, with its t-interval."""
+    found = [seconds for run in results.of(label, "final") if (seconds := training_seconds(run)) is not None]
+    if not found:
+        return EMPTY
+    estimate = statistics.mean_interval(found)
+    return Cell(estimate.mean, estimate.low, estimate.high)
+
+
+def _caption(results: Results) -> str:
+    speed, base = results.speed or {}, results.baseline
+    threads = int(speed.get("threads", 1))
+    n = speed.get("noise")
+    noise = f", and the floor's ratio with itself is known to ±{significant(float(n), 1)}" if n else ""
+    return (
+        "Training time, not the number of steps, was matched: every method took as many steps as fit into the time of "
+        f"{base}'s {_training(results).get('steps'):,}. Step times are those of the speed run, which came first: "
+        f"medians of {speed.get('rounds')} interleaved rounds on {threads} thread{'s' if threads > 1 else ''} of "
+        f"{_machine(results)}, {speed.get('batch_size')} full rows of {speed.get('tokens')} tokens a step. The match "
+        f"is as good as these ratios: their 95 % intervals are given{noise}. What attaching and calibrating take is "
+        "not matched. As it ran: the mean over the final runs with its 95 % t-interval, attaching included; these runs "
+        "share the machine, and their rows are as long as the texts."
+    )
+
+
+def _machine(results: Results) -> str:
+    """On which the steps were timed."""
+    record = next((r for r in reversed(results.records) if r["run"]["kind"] == "speed"), {})
+    environment = record.get("environment") or {}
+    return str(environment.get("gpu") or environment.get("cpu") or "a machine which is not recorded")
+
+
+def _training(results: Results) -> Json:
+    found: Json = results.suite.get("training") or {}
+    return found
