@@ -85,4 +85,6 @@ def _probe(plan: Plan, entry: Entry, bench: Workbench) -> dict[str, float]:
     final = attached + len(data.test) * item
     if plan.suite.merging:
         final += 4 * len(plan.suite.merging.formats) * plan.suite.merging.items * item / plan.suite.seeds_of(entry)
+    if plan.suite.curve:
+        final += plan.suite.curve.points * min(plan.suite.curve.items, len(data.validation)) * item
     return {"step": step, "search": search, "final": final}

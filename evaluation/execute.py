@@ -20,6 +20,7 @@ from evaluation.digests import source_digest
 from evaluation.kept import keep
 from evaluation.machine import environment
 from evaluation.measures.curvature import curvature
+from evaluation.measures.curve import CurveWatch
 from evaluation.measures.merging import merging
 from evaluation.measures.parameters import parameters
 from evaluation.measures.quantised import quantised
@@ -183,7 +184,10 @@ def _score(run: ScoreRun, bench: Workbench, clock: Clock, measures: dict[str, An
         if run.forecast:
             measures["curvature"] = _curvature(run, model, variant, data, clock)
         measures["training"] = {"loss": []}
-        _train(run, model, variant, data, bench.device, clock, measures["training"]["loss"], watch)
+        curve = CurveWatch(run.curve, run.training, data.validation, clock) if run.curve else None
+        if curve:
+            measures["curve"] = curve.result()
+        _train(run, model, variant, data, bench.device, clock, measures["training"]["loss"], watch, curve)
         outputs = logits(model, split, clock, bench.device, run.training.precision)
         if not bool(torch.isfinite(outputs).all()):
             raise Diverged("the outputs after training are not finite")
@@ -247,6 +251,7 @@ def _train(
     clock: Clock,
     losses: list[float],
     watch: Watch | None,
+    curve: CurveWatch | None,
 ) -> None:
     trainer = Trainer(model, variant, run.training, run.lr, clock)
     batches = training_batches(data.train, run.training.batch_size, seed_of(run, "data order"))
@@ -257,6 +262,8 @@ def _train(
             losses.append(trainer.step(data.train.batch(next(batches)).to(device)))
             if watch:
                 watch.at(model.encoder, step)
+            if curve:
+                curve.at(model, step)
 
 
 def same_bits(encoder: nn.Module, stock: dict[str, Tensor]) -> bool:

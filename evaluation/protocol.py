@@ -218,6 +218,7 @@ class Plan:
             keep=self._keeps(entry, stage, first),
             vary=self.suite.vary,
             forecast=self._forecasts(entry, stage, rate, seed),
+            curve=self.suite.curve if stage == "final" else None,
             **self._common((entry,), spectrum) | {"training": self._training(entry)},
         )
 

@@ -26,6 +26,7 @@ from evaluation.spec.sections import (
     ENTRY_KEYS as ENTRY_KEYS,
     Axis as Axis,
     Calibration as Calibration,
+    Curve as Curve,
     Entry as Entry,
     Merging as Merging,
     Method as Method,

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from evaluation.spec.sections import Calibration, Merging, Protocol, Quantised, Spectrum, Speed, Training
+from evaluation.spec.sections import Calibration, Curve, Merging, Protocol, Quantised, Spectrum, Speed, Training
 from evaluation.spec.suite import Suite
 from evaluation.spec.values import Unusable
 from variants.core.registry import suggestion
@@ -69,6 +69,7 @@ def _known_keys(place: tuple[int | str, ...]) -> list[str]:
         "speed": Speed,
         "quantised": Quantised,
         "spectrum": Spectrum,
+        "curve": Curve,
         "calibration": Calibration,
     }
     model: type[BaseModel] = sections.get(str(place[0]), Suite) if len(place) > 1 else Suite

@@ -12,6 +12,7 @@ from evaluation.spec.sections import (
     AXES,
     Axis,
     Calibration,
+    Curve,
     Merging,
     Method,
     Quantised,
@@ -60,6 +61,7 @@ class ScoreRun(Frozen):
     vary: tuple[Axis, ...] = AXES
     spectrum: Spectrum | None = None
     forecast: bool = False  # the curvature at the start is measured before training
+    curve: Curve | None = None  # scores on validation data during training
     device: str
     identity: Identity
 
@@ -101,17 +103,21 @@ Run = Annotated[ScoreRun | SpeedRun | QuantisedRun, Field(discriminator="kind")]
 
 def key(run: Run) -> str:
     """The run's name in the store: 16 hex digits of the hash of its canonical JSON."""
-    text = json.dumps(run.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    spec = run.model_dump(mode="json")
+    if spec.get("curve", ...) is None:  # the field is younger than FORMAT: a run without is the run it was before
+        del spec["curve"]
+    text = json.dumps(spec, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Record(Frozen):
     """What one run gave. The only thing that reports see; every field is plain JSON.
 
-    ``measures`` holds one entry a measurement: ``parameters``, ``start``, ``curvature``, ``score``, ``spectrum`` and
-    ``merging`` for a score run, ``speed`` for a speed run, ``quantised`` for a quantised run; its module says what
-    an entry contains. ``seconds`` sums the wall time of the run by what was done (forward, backward, optimiser,
-    hooks, evaluation, ...). A diverged run is a result; a failed one is computed again when the suite is started again.
+    ``measures`` holds one entry a measurement: ``parameters``, ``start``, ``curvature``, ``curve``, ``score``,
+    ``spectrum`` and ``merging`` for a score run, ``speed`` for a speed run, ``quantised`` for a quantised run; its
+    module says what an entry contains. ``seconds`` sums the wall time of the run by what was done (forward, backward,
+    optimiser, hooks, evaluation, ...). A diverged run is a result; a failed one is computed again when the suite is
+    started again.
     """
 
     key: str

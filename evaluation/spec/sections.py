@@ -178,6 +178,14 @@ class Spectrum(Frozen):
         return (self.forgetting or None) if self.depth == "full" else None
 
 
+class Curve(Frozen):
+    """How often every final run is scored while it trains, on validation data: for curves, and for the time to a score.
+    Nothing of the training depends on it."""
+
+    points: Count = Field(default=16, description="Moments of a run, evenly spaced over its steps.")
+    items: Count = Field(default=200, description="Validation examples, drawn once for all runs.")
+
+
 class Calibration(Frozen):
     """How much training data a method sees whose start depends on gradients or on a layer's inputs."""
 

@@ -11,6 +11,7 @@ from evaluation.spec.sections import (
     AXES,
     Axis,
     Calibration,
+    Curve,
     Entry,
     Merging,
     Protocol,
@@ -40,6 +41,7 @@ class Suite(Frozen):
     speed: Annotated[Speed | None, BeforeValidator(off, json_schema_input_type=Speed | Literal[False])] = Speed()
     quantised: Quantised | None = None
     spectrum: Annotated[Spectrum | None, BeforeValidator(off, json_schema_input_type=Spectrum | Literal[False])] = None
+    curve: Annotated[Curve | None, BeforeValidator(off, json_schema_input_type=Curve | Literal[False])] = None
     calibration: Calibration = Calibration()
     keep: Literal["first", "all", "none"] = Field(
         default="first", description="Which final runs of a method keep their adapter, to merge, export or combine it."

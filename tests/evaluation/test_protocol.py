@@ -12,6 +12,7 @@ from evaluation.protocol import Plan, chosen_rate, costly_first
 from evaluation.resolving import resolve
 from evaluation.search import grid
 from evaluation.spec import (
+    Curve,
     Entry,
     Identity,
     Method,
@@ -144,6 +145,16 @@ def test_the_first_final_run_has_its_spectra_in_full_and_the_others_their_direct
     assert [r.spectrum for r in runs if r.stage == "final"] == [spec, others]
     assert [r.identity.forgetting for r in runs] == [None] * 3 + ["f", None]  # only where its texts are read
     assert not any(r.spectrum for r in plan().runs(records) if isinstance(r, ScoreRun))
+
+
+def test_final_runs_alone_have_a_validation_curve():
+    p = plan(curve=Curve(points=3))
+    records = by_key(*(record(run) for run in p.runs({})))
+    runs = [run for run in p.runs(records) if isinstance(run, ScoreRun)]
+    assert {(run.stage, run.curve) for run in runs} == {("search", None), ("final", Curve(points=3))}
+    # Without curves it is the same search, and other final runs.
+    plain = [run for run in plan().runs(records) if isinstance(run, ScoreRun)]
+    assert [key(a) == key(b) for a, b in zip(runs, plain, strict=True)] == [run.stage == "search" for run in runs]
 
 
 def test_a_method_is_final_as_soon_as_its_own_search_is_complete():

@@ -15,6 +15,7 @@ from evaluation.resolving import resolve
 from evaluation.spec import (
     SUITES,
     Calibration,
+    Curve,
     Merging,
     Method,
     Quantised,
@@ -84,6 +85,7 @@ CHANGES: dict[str, Any] = {
     "keep": True,
     "vary": ("head",),
     "forecast": True,
+    "curve": Curve(items=11),
     "quantised": Quantised(items=11),
     "places": {"lora": ("query",)},
     "speed": Speed(rounds=7),
@@ -114,7 +116,7 @@ def altered(value: Any) -> Any:
 
 @pytest.mark.parametrize(
     "section",
-    [Training(), Merging(), Speed(), Quantised(), Calibration(), toy.IDENTITY],
+    [Training(), Merging(), Speed(), Quantised(), Calibration(), Curve(), toy.IDENTITY],
     ids=lambda s: type(s).__name__,
 )
 def test_key_changes_with_every_field_of_a_section(section):
