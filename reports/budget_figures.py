@@ -10,7 +10,7 @@ import altair as alt
 from reports import statistics
 from reports.drawing import Figure, compose, inline, looks, score_axis, tips
 from reports.metrics import capitalised, primary_name
-from reports.rate_figures import scores, searched
+from reports.rates import scores, searched
 from reports.records import Results
 from reports.rounding import plus_minus, significant
 from reports.runlog import training_seconds

@@ -10,10 +10,12 @@ import altair as alt
 
 from reports.budget_figures import expected_seconds_figure, expected_trials_figure, seconds_figure
 from reports.cost_figures import latency_figure, speed_figure
+from reports.curve_figures import curve_seconds_figure, curve_steps_figure
 from reports.drawing import Figure, compose, inline, log_axis, looks, score_axis, tips
 from reports.merging_figures import drift_figure, quantised_figure, survival_error_figure, survival_figure
 from reports.metrics import capitalised, primary_name
 from reports.rate_figures import rates_figure
+from reports.rate_windows_figure import rate_windows_figure
 from reports.records import Results
 from reports.rounding import plus_minus
 from reports.shared_rates_figure import shared_rates_figure
@@ -31,9 +33,12 @@ def figures(results: Results) -> dict[str, Figure]:
         score_figure(results),
         seconds_figure(results),
         rates_figure(results),
+        rate_windows_figure(results),
         shared_rates_figure(results),
         expected_trials_figure(results),
         expected_seconds_figure(results),
+        curve_steps_figure(results),
+        curve_seconds_figure(results),
         survival_figure(results),
         survival_error_figure(results),
         drift_figure(results),

@@ -87,4 +87,5 @@ def sortkey(cell: Cell) -> str | None:
     """What the page sorts a cell by: the raw number, nothing of an empty cell; None where it is the text itself."""
     if cell.value is None or cell.value == "":
         return ""
-    return None if isinstance(cell.value, str) else repr(float(cell.value))
+    # As JavaScript spells it: what never happens comes after all that does.
+    return None if isinstance(cell.value, str) else repr(float(cell.value)).replace("inf", "Infinity")

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from reports.comparing import level, pair_comparisons
 from reports.metrics import capitalised, primary_name
+from reports.new_items import Held, held
 from reports.records import Results
 from reports.statistics import Comparison, Pair
 from reports.table import EMPTY, Cell, Column, Table, count, text, with_half
 from reports.tables import METHOD, POINTS, in_percent, verdict_words
+
+THREE_QUESTIONS = (
+    "Three questions are not the same. Would it come out again with new seeds on these questions? That is the "
+    "difference and its verdict. Would these very weights do so on new questions? What merging does to a score is "
+    "judged like that. Would it come out again with new seeds on new questions of this kind? That is the difference "
+    "with new questions, whose interval takes in what changes with the seed and what changes with the question; a "
+    "verdict holds there if it is beyond that interval, corrected for all pairs, and is open otherwise."
+)
 
 
 def pairs_table(results: Results) -> Table:
@@ -19,8 +28,12 @@ def pairs_table(results: Results) -> Table:
         Column("difference", "difference", with_half(POINTS, signed=True), "points", interval=True, place="terminal"),
         Column("verdict", "verdict", text, align="left", place="terminal"),
         Column("seeds", "seeds in common", count, place="terminal"),
+        Column("new_items", "with new questions", with_half(POINTS, signed=True), "points", interval=True),
+        Column("holds", "verdict on new questions", text, align="left"),
     )
-    return Table("pairs", "Every pair", _caption(results, len(found)), columns, tuple(map(_row, found, found.values())))
+    items = held(results, found)
+    rows = tuple((*_row(pair, c), *_new_items(items.get(pair))) for pair, c in found.items())
+    return Table("pairs", "Every pair", _caption(results, len(found), bool(items)), columns, rows)
 
 
 def _row(pair: Pair, comparison: Comparison) -> tuple[Cell, ...]:
@@ -32,10 +45,16 @@ def _row(pair: Pair, comparison: Comparison) -> tuple[Cell, ...]:
     return Cell(label), Cell(other), interval, Cell(comparison.words), seeds
 
 
-def _caption(results: Results, pairs: int) -> str:
+def _new_items(found: Held | None) -> tuple[Cell, Cell]:
+    if found is None:
+        return EMPTY, EMPTY
+    return Cell(found.difference.mean, found.difference.low, found.difference.high), Cell(found.word)
+
+
+def _caption(results: Results, pairs: int, items: bool) -> str:
     return (
         f"{capitalised(primary_name(results))} of the first method minus that of the second, paired by seed, with the "
         f"{in_percent(level(results))} t-interval, which is not corrected for the number of pairs. Verdicts are "
         f"Holm-corrected at {in_percent(1 - level(results))} over these {pairs} pairs, more than in the results "
-        f"above: a verdict there may be open here. {verdict_words(results)}"
+        f"above: a verdict there may be open here. {verdict_words(results)}" + (f" {THREE_QUESTIONS}" if items else "")
     )

@@ -9,28 +9,12 @@ import altair as alt
 
 from reports.drawing import Figure, compose, inline, log_axis, looks, score_axis, tips
 from reports.metrics import primary_name
-from reports.records import Results, ScoreRun
+from reports.rates import Rates, scores, searched
+from reports.records import Results
 from reports.rounding import rate
 from reports.table import plain
-from reports.tables import POINTS
 
 CROSS = "M-0.8,-0.8L0.8,0.8M-0.8,0.8L0.8,-0.8"  # drawn, not a character: fonts differ in what they have
-
-Rates = dict[float, list[ScoreRun]]  # learning rate -> its search runs
-
-
-def searched(results: Results, label: str) -> Rates:
-    """A method's search runs by learning rate, ascending. Failed runs are left out: they say nothing of a rate."""
-    rates: Rates = {}
-    for run in results.of(label, "search"):
-        if run.status != "failed":
-            rates.setdefault(run.lr, []).append(run)
-    return rates
-
-
-def scores(runs: list[ScoreRun]) -> list[float]:
-    """Validation scores in points, of the runs that have one."""
-    return [score * POINTS for run in runs if (score := run.score("primary")) is not None]
 
 
 def rates_figure(results: Results) -> Figure | None:

@@ -155,7 +155,8 @@ def main_caption(results: Results, best: str | None, family: int) -> str:
     return (
         f"Test scores of {results.suite['model']} on {results.suite['benchmark']} ({items:,} items): mean over {most} "
         f"seeds with the half-width of the 95 % t-interval. The interval covers what changes with the seed "
-        f"(order of the data, initialisation), not the choice of test items. {times_hundred(results)}"
+        f"(order of the data, initialisation), not the choice of test items: for that see every pair. "
+        f"{times_hundred(results)}"
         f"Differences to {results.baseline} are paired by seed, with {in_percent(level(results))} t-intervals. "
         f"Verdicts are Holm-corrected at {in_percent(1 - level(results))} over these {family} comparisons; "
         "the intervals and the remark about the probe are not. "

@@ -12,12 +12,14 @@ from rich.text import Text
 from reports.checklist import checklist_markdown, search_space_table
 from reports.claims import opening
 from reports.costs import latency_table, merge_cost_table, speed_table
+from reports.curves import time_table
 from reports.files import write_atomically
 from reports.forecast import forecast_table
 from reports.matching import matched_table
 from reports.merging import deployments_table, merging_full_table, merging_table
 from reports.orthogonality import orthogonality_table
 from reports.pairs import pairs_table
+from reports.rate_windows import rate_windows_table
 from reports.records import Results, load
 from reports.render import escape_markdown, statements_markdown, to_csv, to_latex, to_markdown, to_rich
 from reports.runlog import runs_table
@@ -81,6 +83,8 @@ def all_tables(results: Results) -> dict[str, Table]:
         merge_cost_table,
         latency_table,
         speed_table,
+        time_table,
+        rate_windows_table,
         rates_table,
         forecast_table,
         methods_table,

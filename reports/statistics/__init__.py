@@ -56,6 +56,10 @@ from reports.statistics.sequential import (
     planned_looks as planned_looks,
     sequential_decision as sequential_decision,
 )
+from reports.statistics.times import (
+    MedianTime as MedianTime,
+    median_time as median_time,
+)
 from reports.statistics.verdicts import (
     MARGIN as MARGIN,
     Comparison as Comparison,

@@ -2,7 +2,7 @@
 {
   const collator = new Intl.Collator("en", { numeric: true });
   const value = (cell) => cell.dataset.value ?? cell.textContent.trim();
-  const numeric = (texts) => texts.every((text) => text === "" || Number.isFinite(Number(text)));
+  const numeric = (texts) => texts.every((text) => text === "" || !Number.isNaN(Number(text)));
 
   const sorted = (rows, place, sign) => {
     const texts = new Map(rows.map((row) => [row, value(row.cells[place])]));

@@ -32,6 +32,7 @@ FIGURES = [
     "score",
     "seconds",
     "rates",
+    "rate_windows",
     "expected_trials",
     "expected_seconds",
     "survival",

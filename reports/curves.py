@@ -1,0 +1,144 @@
+"""Validation curves of the final runs, and how long each method takes to the score of the tuned baseline."""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+
+from reports.metrics import primary_name
+from reports.records import Json, Results, ScoreRun
+from reports.rounding import fixed, significant
+from reports.statistics import MedianTime, mean_interval, median_time, paired_difference, time_to_target
+from reports.table import EMPTY, Cell, Column, Show, Table, text, with_half
+from reports.tables import METHOD, POINTS, in_percent
+
+NEVER = "never"
+
+
+def points_of(run: ScoreRun) -> list[Json]:
+    """``step``, ``seconds`` of training so far, ``score`` and ``loss`` at every look; empty where none was taken."""
+    found: list[Json] = run.measures.get("curve", {}).get("points", [])
+    return found
+
+
+def watched(results: Results, label: str) -> list[ScoreRun]:
+    """The final runs of a method that were to be looked at while they trained; failed ones are left out."""
+    return [run for run in results.of(label, "final") if run.status != "failed" and "curve" in run.measures]
+
+
+def target(results: Results) -> float | None:
+    """The median over the baseline's final runs of their last validation score; None without any."""
+    runs = [run for run in watched(results, results.baseline) if run.status == "done" and points_of(run)]
+    return median(float(points_of(run)[-1]["score"]) for run in runs) if runs else None
+
+
+def step_seconds(results: Results, label: str) -> float | None:
+    """Median seconds of a training step, from the speed measurement; None without it."""
+    total = (results.speed or {}).get("methods", {}).get(label, {}).get("total")
+    return float(total["median"]) if total else None
+
+
+def seconds_at(results: Results, label: str, point: Json) -> float:
+    """Seconds of training until a point of a curve: by the measured speed where there is one, else the run's own."""
+    each = step_seconds(results, label)
+    return float(point["seconds"]) if each is None else each * int(point["step"])
+
+
+def times(results: Results, label: str, score: float) -> dict[int, tuple[float, float]]:
+    """seed -> (steps, seconds) to a validation score, infinite where the run never had it, or diverged."""
+    found = {}
+    for run in watched(results, label):
+        points = points_of(run) if run.status == "done" else []
+        steps = time_to_target(((p["step"], p["score"]) for p in points), score)
+        seconds = time_to_target(((seconds_at(results, label, p), p["score"]) for p in points), score)
+        found[run.seed] = steps, seconds
+    return found
+
+
+def until(places: int | None = None) -> Show:
+    """``48 [32, never]``: with so many decimals, else three digits."""
+
+    def one(value: float) -> str:
+        if not math.isfinite(value):
+            return NEVER
+        return significant(value, 3) if places is None else fixed(value, places)
+
+    def show(cell: Cell) -> str:
+        middle = one(float(cell.value or 0))
+        return middle if cell.low is None or cell.high is None else f"{middle} [{one(cell.low)}, {one(cell.high)}]"
+
+    return show
+
+
+def time_table(results: Results) -> Table | None:
+    """A row a method whose final runs were looked at; None where the baseline has no curve."""
+    score = target(results)
+    if score is None:
+        return None
+    base = results.baseline
+    columns = (
+        METHOD,
+        Column("reached", "runs that got there", text, place="terminal"),
+        Column("steps", "steps until then", until(0), "median", interval=True, place="terminal"),
+        Column("seconds", "seconds until then", until(), "median", interval=True, place="terminal"),
+        Column("mean_steps", "steps, a miss as the whole run", with_half(), "mean", interval=True),
+        Column("difference", f"the same, against {base}", with_half(signed=True), "steps", interval=True),
+    )
+    found = {label: times(results, label, score) for label in results.labels if watched(results, label)}
+    whole = _longest(results)
+    capped = {k: {seed: min(steps, whole) for seed, (steps, _) in runs.items()} for k, runs in found.items()}
+    rows = tuple(_row(label, runs, capped[label], capped[base], label == base, _gap(results))
+                 for label, runs in found.items())  # fmt: skip
+    return Table("times", f"Time to the score of the tuned {base}", _caption(results, score, found), columns, rows)
+
+
+def _row(
+    label: str,
+    runs: dict[int, tuple[float, float]],
+    capped: dict[int, float],
+    base: dict[int, float],
+    is_base: bool,
+    gap: float,
+) -> tuple[Cell, ...]:
+    steps, seconds = (median_time([pair[i] for pair in runs.values()]) for i in (0, 1))
+    mean = mean_interval(list(capped.values()), resolution=gap)
+    difference = None if is_base else paired_difference(capped, base, resolution=gap)
+    last = EMPTY if difference is None else Cell(difference.mean, difference.low, difference.high)
+    reached = Cell(f"{steps.reached} of {steps.n}")
+    return Cell(label), reached, _median_cell(steps), _median_cell(seconds), Cell(mean.mean, mean.low, mean.high), last
+
+
+def _median_cell(found: MedianTime) -> Cell:
+    return Cell(found.median, found.low, found.high)
+
+
+def _longest(results: Results) -> float:
+    """Steps of a whole run."""
+    return float(results.suite["training"]["steps"])
+
+
+def _gap(results: Results) -> float:
+    """Steps between two looks: times are known no better."""
+    counts = [len(points_of(run)) for label in results.labels for run in watched(results, label)]
+    return _longest(results) / max(counts, default=1)
+
+
+def _caption(results: Results, score: float, found: dict[str, dict[int, tuple[float, float]]]) -> str:
+    base, looks = results.baseline, significant(_gap(results), 3)
+    curves = [run.measures["curve"] for run in watched(results, base)]
+    covered = {n: median_time([1.0] * n).coverage for n in sorted({len(runs) for runs in found.values()}) if n > 1}
+    said = "; ".join(f"{in_percent(share)} of {n} seeds" for n, share in covered.items())
+    timed = (
+        "the median step of the section on speed times the steps" if step_seconds(results, base) else "the run's own"
+    )
+    return (
+        f"The target is {significant(score * POINTS, 3)} points: the median of {base}'s last validation "
+        f"{primary_name(results)} over its final runs, at its own best learning rate. Every method is looked at with "
+        f"its own best rate, on the same {curves[0]['items']} validation examples, about every {looks} steps; nothing "
+        "is interpolated. A run that never has the score, or diverges, counts as never: it is longer than every time. "
+        "Medians are with their interval from order statistics, which covers the true median with at least "
+        f"{said or 'nothing, of one seed'}. In the mean a miss counts as the whole run, so it is "
+        "a lower bound where there are misses; its interval, and that of the difference, which is paired by seed, are "
+        f"t-intervals of 95 %. {base} meets its own median in half of its runs, most often near their end, when the "
+        f"learning rate has fallen: the schedule is part of what is compared. Seconds of training: {timed}."
+    )
