@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from reports.comparing import best_method, comparisons, level, unbeaten_probe, waiting
+from reports.matching import loose_match
 from reports.new_items import new_items_sentence
 from reports.rate_windows import rate_windows_sentence
 from reports.records import Results
@@ -22,7 +23,7 @@ def opening(results: Results, verdicts: Sequence[Verdict]) -> list[str]:
     """The sentences a report opens with: what was compared, who is better, what it costs, and what weakens it."""
     sentences = [_what_was_compared(results), _best(results), _against_baseline(results)]
     sentences += [new_items_sentence(results), _probe(results)]
-    sentences += [*shared_rates_sentences(results), rate_windows_sentence(results)]
+    sentences += [*shared_rates_sentences(results), rate_windows_sentence(results), loose_match(results)]
     sentences += [_step_time(results), in_one_sentence(verdicts), _edges(results), _unscored(results)]
     sentences += [_mixed_sources(results)]
     if gaps := missing(results):

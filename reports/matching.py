@@ -8,8 +8,10 @@ from reports.rounding import significant
 from reports.runlog import training_seconds
 from reports.table import EMPTY, Cell, Column, Table, count, with_bounds, with_half
 from reports.tables import METHOD, interval_cell
+from reports.words import in_words, percent
 
 OVER = "†"
+LOOSE = 0.1  # half-width of a ratio's interval, relative to it, beyond which the match is worth a warning
 OVER_NOTE = "The least number of steps that a method gets takes longer than the baseline's training."
 
 
@@ -28,6 +30,24 @@ def matched_table(results: Results) -> Table | None:
     )
     rows = tuple(_row(results, label) for label in results.labels)
     return Table("matched", "Training time", _caption(results), columns, rows, ((OVER, OVER_NOTE),))
+
+
+def loose_match(results: Results) -> str:
+    """A warning where a step time is known too roughly to match anything by it; else empty."""
+    table = matched_table(results)
+    if table is None:
+        return ""
+    place = [column.key for column in table.columns].index("step_time_ratio")
+    ratios = {str(row[0].value): row[place] for row in table.rows}
+    loose = [label for label, cell in ratios.items() if cell.half and cell.half > LOOSE * float(cell.value or 0)]
+    if not loose:
+        return ""
+    whose = "step time of" if len(loose) == 1 else "step times of"
+    return (
+        f"The match of training times is loose: the {whose} {in_words(loose, 'methods')} against {results.baseline} "
+        f"{'is' if len(loose) == 1 else 'are'} known to no better than ±{percent(LOOSE)}; more speed.rounds on an idle "
+        "machine make it tighter."
+    )
 
 
 def _row(results: Results, label: str) -> tuple[Cell, ...]:

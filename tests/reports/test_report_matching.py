@@ -73,6 +73,16 @@ def test_nothing_claims_equal_steps(results):
     assert "for the same time, not for the same number of steps" in opening(results, verdicts(results))[0]
 
 
+def test_a_loose_match_is_said_in_the_opening(tmp_path, results):
+    assert not any("match of training times" in sentence for sentence in opening(results, verdicts(results)))
+    made = records()
+    speed = next(record for record in made if record["run"]["kind"] == "speed")["measures"]["speed"]
+    speed["methods"]["dora"]["ratio_baseline"] = {"median": 1.31, "low": 1.1, "high": 1.5}
+    loose = load(samples.write_folder(tmp_path, made, described()))
+    said = next(s for s in opening(loose, verdicts(loose)) if "match of training times" in s)
+    assert "the step time of dora against lora is known to no better than ±10 %" in said
+
+
 def test_it_stands_in_the_page(tmp_path):
     write_report(samples.write_folder(tmp_path, records(), described()))
     assert "<summary>Training time</summary>" in (tmp_path / "report.html").read_text(encoding="utf-8")
