@@ -12,9 +12,10 @@ from reports.checklist import CHECKLIST, checklist
 from reports.claims import missing
 from reports.drawing import Figure
 from reports.files import data_uri, inside_script, script_json, vega_libraries
+from reports.latex import to_latex
 from reports.provenance import protocol, provenance
 from reports.records import Results
-from reports.render import STATEMENTS, to_csv, to_latex, to_markdown
+from reports.render import STATEMENTS, to_csv, to_markdown
 from reports.table import Cell, Table, plain, shown
 from reports.words import Verdict
 

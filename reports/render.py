@@ -1,4 +1,4 @@
-"""The same table for the terminal, Markdown, LaTeX and CSV. (The page's template renders it as HTML.)"""
+"""The same table for the terminal, Markdown and CSV. (The page's template renders it as HTML, ``latex`` as LaTeX.)"""
 
 from __future__ import annotations
 
@@ -18,43 +18,12 @@ from reports.words import Verdict
 
 STATEMENTS = "Four statements about SVD-form updates"
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~$])")
-_NUMBER = re.compile(r"(?<!\w)([+−-]?\d[\d,]*(?:\.\d+)?(?:e[+−-]?\d+)?)(?: ± (\d[\d,]*(?:\.\d+)?))?(?!\w)")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    **{character: "\\" + character for character in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': "''",
-    "[": "{[}",  # after \\, a bracket would be read as a length
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "−": "$-$",
-    "—": "---",
-    "–": "--",
-    "≤": r"$\leq$",
-    "†": r"\dag{}",
-    "‡": r"\ddag{}",
-    "§": r"\S{}",
-    "·": r"$\cdot$",
-}
 
 
 def escape_markdown(text: str) -> str:
     """Text that a Markdown table shows as it is, inline HTML included."""
     return _MARKDOWN.sub(r"\\\1", "".join(_HTML.get(c, c) for c in plain(text)))
-
-
-def escape_latex(text: str) -> str:
-    """Text that LaTeX sets as it is, outside mathematics."""
-    return _escaped(plain(text))
-
-
-def _escaped(text: str) -> str:
-    return "".join(_LATEX.get(c, c) for c in text)
 
 
 def to_markdown(table: Table) -> str:
@@ -85,53 +54,6 @@ def statements_markdown(verdicts: Sequence[Verdict]) -> list[str]:
 def _markdown_cell(column: Column, cell: Cell) -> str:
     text = escape_markdown(shown(column, cell))
     return (f"**{text}**" if cell.best else text) + (f" {cell.mark}" if cell.mark else "")
-
-
-def to_latex(table: Table) -> str:
-    """A booktabs table with siunitx numbers; the document needs ``\\usepackage{booktabs,siunitx}``."""
-    columns, rows = table.at("document")
-    heads = [rf"\textbf{{{escape_latex(column.title)}}}" for column in columns]
-    body = [[_latex_cell(*pair) for pair in zip(columns, row, strict=True)] for row in rows]
-    notes = [f"{escape_latex(mark)} {escape_latex(note)}" for mark, note in table.used_notes]
-    caption = " ".join([escape_latex(f"{table.title}. {table.caption}".strip()), *notes])
-    lines = [
-        r"\begin{table}",
-        r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
-        r"\sisetup{separate-uncertainty = true, retain-explicit-plus = true}",
-        rf"\caption{{{caption}}}",
-        rf"\label{{tab:{table.key}}}",
-        rf"\begin{{tabular}}{{{''.join(column.align[0] for column in columns)}}}",
-        r"\toprule",
-        " & ".join(heads) + r" \\",
-        r"\midrule",
-        *(" & ".join(cells) + r" \\" for cells in body),
-        r"\bottomrule",
-        r"\end{tabular}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _latex_cell(column: Column, cell: Cell) -> str:
-    text = shown(column, cell)
-    # A bold number stays text: how siunitx is told of the weight differs between its versions.
-    numeric = column.align == "right" and not cell.best
-    text = _latex_numbers(text) if numeric else escape_latex(text)
-    mark = rf"\textsuperscript{{{escape_latex(cell.mark)}}}" if cell.mark else ""
-    return (rf"\textbf{{{text}}}" if cell.best else text) + mark
-
-
-def _latex_numbers(text: str) -> str:
-    """Every number of the text in siunitx's hands: grouping, signs, uncertainties and powers of ten."""
-    parts, end = [], 0
-    for found in _NUMBER.finditer(text):
-        value, half = (group and group.replace(",", "").replace("−", "-") for group in found.groups())
-        one = rf"\num{{{value} +- {half}}}" if half and float(half) else rf"\num{{{value}}}"
-        # siunitx drops an uncertainty of zero, which is a statement here.
-        zero = rf" $\pm$ \num{{{half}}}" if half and not float(half) else ""
-        parts += [_escaped(text[end : found.start()]), one, zero]
-        end = found.end()
-    return "".join([*parts, _escaped(text[end:])])
 
 
 def to_csv(table: Table) -> str:

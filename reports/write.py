@@ -15,13 +15,14 @@ from reports.costs import latency_table, merge_cost_table, speed_table
 from reports.curves import time_table
 from reports.files import write_atomically
 from reports.forecast import forecast_table
+from reports.latex import PACKAGES, to_latex
 from reports.matching import matched_table
 from reports.merging import deployments_table, merging_full_table, merging_table
 from reports.orthogonality import orthogonality_table
 from reports.pairs import pairs_table
 from reports.rate_windows import rate_windows_table
 from reports.records import Results, load
-from reports.render import escape_markdown, statements_markdown, to_csv, to_latex, to_markdown, to_rich
+from reports.render import escape_markdown, statements_markdown, to_csv, to_markdown, to_rich
 from reports.runlog import runs_table
 from reports.shared_rates import shared_rates_table
 from reports.spectra import spectrum_table
@@ -112,7 +113,7 @@ def contents(
     yield "report.html", page(results, sentences, judged, tables, charts, drawings, prints)
     sections = [*statements_markdown(judged), *map(to_markdown, tables.values()), checklist_markdown(results)]
     yield "table.md", "\n".join([head + said, *sections])
-    yield "table.tex", "\n".join(map(to_latex, tables.values()))
+    yield "table.tex", "\n".join([f"% {PACKAGES}\n", *map(to_latex, tables.values())])
     for key, table in tables.items():
         yield ("table.csv" if key == "main" else f"table_{key}.csv"), to_csv(table)
     for key in charts:

@@ -13,9 +13,10 @@ import report_samples as samples
 from reports import load
 from reports.curve_figures import curve_seconds_figure, curve_steps_figure
 from reports.curves import target, time_table, times
+from reports.latex import to_latex
 from reports.page import sortkey
 from reports.records import Results
-from reports.render import to_csv, to_latex, to_markdown
+from reports.render import to_csv, to_markdown
 from reports.statistics import median_time
 from reports.table import Cell
 from reports.write import all_tables

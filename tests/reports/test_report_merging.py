@@ -14,10 +14,11 @@ from report_samples import METHODS, all_records, family_records, family_suite, s
 from reports import load
 from reports.claims import missing, opening
 from reports.figures import figures
+from reports.latex import to_latex
 from reports.page import page
 from reports.provenance import protocol
 from reports.records import Results
-from reports.render import to_csv, to_latex, to_markdown
+from reports.render import to_csv, to_markdown
 from reports.table import Cell, Table
 from reports.tables import main_table
 from reports.verdicts import verdicts

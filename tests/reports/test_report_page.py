@@ -19,6 +19,7 @@ from rich.console import Console
 from reports import UnusableResults, load, write_report
 from reports.figures import figures
 from reports.files import inside_script, script_json, vega_libraries, write_atomically
+from reports.latex import PACKAGES
 
 ROOT = Path(__file__).parents[2]
 FILES = {
@@ -117,6 +118,7 @@ def test_downloads_hold_the_tables(folder, page):
     links = {a["download"]: a["href"] for tag, a in Elements(page).tags if tag == "a" and "download" in a}
     assert base64.b64decode(links["main.csv"].split(",")[1]) == (folder / "table.csv").read_bytes()
     assert base64.b64decode(links["main.tex"].split(",")[1]).decode() in (folder / "table.tex").read_text()
+    assert (folder / "table.tex").read_text().startswith(f"% {PACKAGES}\n")
     assert base64.b64decode(links["main.md"].split(",")[1]).decode() in (folder / "table.md").read_text()
 
 

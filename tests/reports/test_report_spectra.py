@@ -16,9 +16,10 @@ from report_samples import METHODS, all_records, suite, write_folder
 from reports import load, spectra
 from reports.drawing import COLOURS
 from reports.figures import figures
+from reports.latex import to_latex
 from reports.page import page
 from reports.records import Results
-from reports.render import to_csv, to_latex, to_markdown
+from reports.render import to_csv, to_markdown
 from reports.spectra import between_methods, between_seeds, by_chance, directions_of, subspace_similarity
 from reports.table import Cell, Table
 from reports.write import all_tables
