@@ -8,9 +8,9 @@ from statistics import median
 from reports.costs import INPUTS, bounds, latency_of
 from reports.merging import EXACT, LOSSY, accuracy_change, paired, values
 from reports.records import Json, Results
-from reports.rounding import bracketed, significant
+from reports.rounding import bracketed, percent, significant
 from reports.tables import POINTS
-from reports.words import UNDECIDED, Verdict, in_words, percent, refuted
+from reports.words import UNDECIDED, Verdict, in_words, refuted
 
 MERGED = 1e-4  # error of a merge in float32, relative to the adapter's effect, up to which it is exact
 LATENCY = 0.02  # how far from the base's a latency may lie and still be the same

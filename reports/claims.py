@@ -11,10 +11,10 @@ from reports.matching import loose_match
 from reports.new_items import new_items_sentence
 from reports.rate_windows import rate_windows_sentence
 from reports.records import Results
-from reports.rounding import bracketed, plus_minus
+from reports.rounding import bracketed, percent, plus_minus
 from reports.shared_rates import shared_rates_sentences
 from reports.statistics import Comparison, Verdict as Judgement
-from reports.tables import EDGE, POINTS, in_percent, in_points, main_table, mean_cell
+from reports.tables import EDGE, POINTS, in_points, main_table, mean_cell
 from reports.verdicts import in_one_sentence
 from reports.words import MANY, Verdict, in_words, listed, span
 
@@ -72,7 +72,7 @@ def _against_baseline(results: Results) -> str:
     groups: dict[str, list[str]] = {kind: [] for kind in get_args(Judgement)}
     for label, comparison in found.items():
         groups[comparison.verdict].append(label)
-    how = f"paired by seed, Holm-corrected at {in_percent(1 - level(results))}"
+    how = f"paired by seed, Holm-corrected at {percent(1 - level(results), 3)}"
     if len(groups["undecided"]) == len(found) > MANY:
         return f"Nothing is decided between {results.baseline} and the other {len(found)} methods ({how})."
     notes = {

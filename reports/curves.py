@@ -7,10 +7,10 @@ from statistics import median
 
 from reports.metrics import primary_name
 from reports.records import Json, Results, ScoreRun
-from reports.rounding import fixed, significant
+from reports.rounding import fixed, percent, significant
 from reports.statistics import MedianTime, mean_interval, median_time, paired_difference, time_to_target
 from reports.table import EMPTY, Cell, Column, Show, Table, text, with_half
-from reports.tables import METHOD, POINTS, in_percent
+from reports.tables import METHOD, POINTS
 
 NEVER = "never"
 
@@ -127,7 +127,7 @@ def _caption(results: Results, score: float, found: dict[str, dict[int, tuple[fl
     base, looks = results.baseline, significant(_gap(results), 3)
     curves = [run.measures["curve"] for run in watched(results, base)]
     covered = {n: median_time([1.0] * n).coverage for n in sorted({len(runs) for runs in found.values()}) if n > 1}
-    said = "; ".join(f"{in_percent(share)} of {n} seeds" for n, share in covered.items())
+    said = "; ".join(f"{percent(share, 3)} of {n} seeds" for n, share in covered.items())
     timed = (
         "the median step of the section on speed times the steps" if step_seconds(results, base) else "the run's own"
     )

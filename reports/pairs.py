@@ -6,9 +6,10 @@ from reports.comparing import level, pair_comparisons
 from reports.metrics import capitalised, primary_name
 from reports.new_items import Held, held
 from reports.records import Results
+from reports.rounding import percent
 from reports.statistics import Comparison, Pair
 from reports.table import EMPTY, Cell, Column, Table, count, text, with_half
-from reports.tables import METHOD, POINTS, in_percent, verdict_words
+from reports.tables import METHOD, POINTS, verdict_words
 
 THREE_QUESTIONS = (
     "Three questions are not the same. Would it come out again with new seeds on these questions? That is the "
@@ -54,7 +55,7 @@ def _new_items(found: Held | None) -> tuple[Cell, Cell]:
 def _caption(results: Results, pairs: int, items: bool) -> str:
     return (
         f"{capitalised(primary_name(results))} of the first method minus that of the second, paired by seed, with the "
-        f"{in_percent(level(results))} t-interval, which is not corrected for the number of pairs. Verdicts are "
-        f"Holm-corrected at {in_percent(1 - level(results))} over these {pairs} pairs, more than in the results "
+        f"{percent(level(results), 3)} t-interval, which is not corrected for the number of pairs. Verdicts are "
+        f"Holm-corrected at {percent(1 - level(results), 3)} over these {pairs} pairs, more than in the results "
         f"above: a verdict there may be open here. {verdict_words(results)}" + (f" {THREE_QUESTIONS}" if items else "")
     )

@@ -52,5 +52,14 @@ def significant(value: float, digits: int = 2) -> str:
 
 def rate(value: float) -> str:
     """A learning rate: two digits, no trailing zeros."""
-    text = significant(value, 2)
+    return _short(value, 2)
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """``95 %``, ``0.3 %``: to significant digits, no trailing zeros."""
+    return f"{_short(100 * share, digits)} %"
+
+
+def _short(value: float, digits: int) -> str:
+    text = significant(value, digits)
     return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text

@@ -9,7 +9,7 @@ from reports import statistics
 from reports.comparing import best_method, comparisons, level, unbeaten_probe
 from reports.metrics import NAMES, loss_unit, primary_name, second, times_hundred
 from reports.records import Json, Measure, Results, ScoreRun
-from reports.rounding import significant
+from reports.rounding import percent, significant
 from reports.statistics import look_level
 from reports.table import (
     EMPTY,
@@ -157,8 +157,8 @@ def main_caption(results: Results, best: str | None, family: int) -> str:
         f"seeds with the half-width of the 95 % t-interval. The interval covers what changes with the seed "
         f"(order of the data, initialisation), not the choice of test items: for that see every pair. "
         f"{times_hundred(results)}"
-        f"Differences to {results.baseline} are paired by seed, with {in_percent(level(results))} t-intervals. "
-        f"Verdicts are Holm-corrected at {in_percent(1 - level(results))} over these {family} comparisons; "
+        f"Differences to {results.baseline} are paired by seed, with {percent(level(results), 3)} t-intervals. "
+        f"Verdicts are Holm-corrected at {percent(1 - level(results), 3)} over these {family} comparisons; "
         "the intervals and the remark about the probe are not. "
         f"{verdict_words(results)} Only a method whose paired difference to every other one has an interval above zero "
         f"is set in bold: {best or 'here none'}. Trainable parameters are the adapter's; the task head, the same for "
@@ -176,16 +176,11 @@ def verdict_words(results: Results) -> str:
     )
 
 
-def in_percent(share: float) -> str:
-    """``95 %``, to three digits."""
-    return f"{100 * share:.3g} %"
-
-
 def _looks(looks: tuple[int, ...]) -> str:
     """How seeds were added, if they were."""
     if len(looks) == 1:
         return ""
-    share = in_percent(1 - look_level(len(looks)))
+    share = percent(1 - look_level(len(looks)), 3)
     return (
         f" Seeds were added while a pair was undecided, at {listed(list(map(str, looks)))} seeds: each look is judged "
         f"at {share}, its part of 5 %."

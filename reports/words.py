@@ -1,11 +1,9 @@
-"""What sentences are made of: lists of names, shares, and verdicts."""
+"""What sentences are made of: lists of names, and verdicts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-from reports.rounding import significant
 
 MANY = 12  # names up to which a sentence has them all
 UNDECIDED = "not decided by these records"
@@ -38,10 +36,6 @@ def refuted(held: int, of: int) -> str:
     if held == of:
         return "refuted"
     return f"refuted for {held} of {of} methods" if held else "holds"
-
-
-def percent(share: float) -> str:
-    return f"{significant(100 * share)} %"
 
 
 def span(numbers: Iterable[int]) -> str:
