@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
@@ -28,12 +29,7 @@ def spectrum_figure(results: Results) -> Figure | None:
     axis = alt.Axis(values=log_ticks([row["value"] for row in rows], (1,)), format="~g", labelOverlap=True)
     x = alt.X("number:Q", title="singular value, from the largest", axis=alt.Axis(format="d", tickMinStep=1))
     y = alt.Y("value:Q", title="share of the largest", scale=alt.Scale(type="log", nice=False), axis=axis)
-    colour, shape = looks(results, rows)
-    chart, shown = alt.Chart(inline(rows)), tips("method:N", "number:Q", "value:Q")
-    layers = [
-        chart.mark_line(strokeWidth=1.5).encode(x=x, y=y, color=colour),
-        chart.mark_point(filled=True, size=30, opacity=1).encode(x=x, y=y, color=colour, shape=shape, tooltip=shown),
-    ]
+    layers = _curves(results, rows, x, y, ("number:Q", "value:Q"), size=30)
     caption = (
         "Singular values of the update divided by the largest, the median over the layers, 64 at most; the vertical "
         "axis is logarithmic. A line ends where the update has no further direction."
@@ -41,6 +37,16 @@ def spectrum_figure(results: Results) -> Figure | None:
     ends = {row["method"]: row for row in rows}
     said = "; ".join(f"{name} has {row['number']}, the last {significant(row['value'])}" for name, row in ends.items())
     return compose("spectrum", "Spectrum of the update", caption, f"Singular values of the update: {said}.", layers)
+
+
+def _curves(results: Results, rows: Rows, x: alt.X, y: alt.Y, told: Sequence[str], *, size: int) -> list[alt.Chart]:
+    """A line a method with points on it, which tell what they are."""
+    colour, shape = looks(results, rows)
+    chart, shown = alt.Chart(inline(rows)), tips("method:N", *told)
+    return [
+        chart.mark_line(strokeWidth=1.5).encode(x=x, y=y, color=colour),
+        chart.mark_point(filled=True, size=size, opacity=1).encode(x=x, y=y, color=colour, shape=shape, tooltip=shown),
+    ]
 
 
 def similarity_figure(results: Results) -> Figure | None:
@@ -98,12 +104,7 @@ def defects_figure(results: Results) -> Figure | None:
     axis = alt.Axis(values=log_ticks([row["value"] for row in drawn], (1,)), format="~e", labelOverlap=True)
     x = alt.X("step:Q", title="step", axis=alt.Axis(format="d", tickMinStep=1))
     y = alt.Y("value:Q", title="largest defect", scale=alt.Scale(type="log", nice=False), axis=axis)
-    colour, shape = looks(results, drawn)
-    chart, shown = alt.Chart(inline(drawn)), tips("method:N", "step:Q", "value:Q", "mean:Q")
-    layers = [
-        chart.mark_line(strokeWidth=1.5).encode(x=x, y=y, color=colour),
-        chart.mark_point(filled=True, size=50, opacity=1).encode(x=x, y=y, color=colour, shape=shape, tooltip=shown),
-    ]
+    layers = _curves(results, drawn, x, y, ("step:Q", "value:Q", "mean:Q"), size=50)
     caption = (
         "The largest distance of a constrained factor X with r columns from orthonormal ones, ||XᵀX − I|| / √r, over "
         "all layers, in the first final run. The vertical axis is logarithmic; a distance of exactly 0 has no place on "
