@@ -59,25 +59,6 @@ def test_messages(tmp_path):
     assert list(sms._messages(file)) == expected
 
 
-@pytest.mark.parametrize(
-    ("raw", "message"),
-    [
-        (b"spam,text\n", "does not start with the columns number, spam, text"),
-        (b",spam,text\n0,2,Hi\n", "row 1: expected a message and 0 or 1"),
-        (b",spam,text\n0,1,Hi\n1,1, \n", "row 2: expected"),
-        (b",spam,text\n0,1\n", "row 1: expected"),
-        (b',spam,text\n0,1,"Hi\nthere"\n', "row 1: expected lines of a label and a message"),
-        (b",spam,text\n0,1,\xff\n", "is not the table it should be"),
-        (b',spam,text\n0,1,"Hi\n', "is not the table it should be"),
-    ],
-)
-def test_messages_refuse_another_table(raw, message, tmp_path):
-    file = tmp_path / "sms.csv"
-    file.write_bytes(raw)
-    with pytest.raises(Unusable, match=message):
-        list(sms._messages(file))
-
-
 def test_sentences_with_their_valence(tmp_path):
     file = tmp_path / "valence.txt"
     file.write_bytes(b"id\tsentiment\ttext\r\n1\t2.25\tGood \xe2\x80\x93 really.\r\n2\t-4\tBad\tindeed.\r\n")
@@ -85,22 +66,29 @@ def test_sentences_with_their_valence(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("raw", "message"),
+    ("read", "raw", "message"),
     [
-        (b"", "does not start with the columns"),
-        (b"id\ttext\n", "does not start with the columns"),
-        (b"id\tsentiment\ttext\n1\t4.1\tGood\n", "row 1: expected `id, number from -4 to 4, text`"),
-        (b"id\tsentiment\ttext\n1\tnan\tGood\n", "row 1: expected"),
-        (b"id\tsentiment\ttext\n1\t1\tGood\n2\t1\n", "row 2: expected"),
-        (b"id\tsentiment\ttext\n1\tgood\tGood\n", "row 1: expected"),
-        (b"id\tsentiment\ttext\n1\t1\t\xff\n", "is not the table it should be"),
+        (sms._messages, b"spam,text\n", "does not start with the columns number, spam, text"),
+        (sms._messages, b",spam,text\n0,2,Hi\n", "row 1: expected a message and 0 or 1"),
+        (sms._messages, b",spam,text\n0,1,Hi\n1,1, \n", "row 2: expected"),
+        (sms._messages, b",spam,text\n0,1\n", "row 1: expected"),
+        (sms._messages, b',spam,text\n0,1,"Hi\nthere"\n', "row 1: expected lines of a label and a message"),
+        (sms._messages, b",spam,text\n0,1,\xff\n", "is not the table it should be"),
+        (sms._messages, b',spam,text\n0,1,"Hi\n', "is not the table it should be"),
+        (valence._sentences, b"", "does not start with the columns"),
+        (valence._sentences, b"id\ttext\n", "does not start with the columns"),
+        (valence._sentences, b"id\tsentiment\ttext\n1\t4.1\tGood\n", "row 1: expected `id, number from -4 to 4, text`"),
+        (valence._sentences, b"id\tsentiment\ttext\n1\tnan\tGood\n", "row 1: expected"),
+        (valence._sentences, b"id\tsentiment\ttext\n1\t1\tGood\n2\t1\n", "row 2: expected"),
+        (valence._sentences, b"id\tsentiment\ttext\n1\tgood\tGood\n", "row 1: expected"),
+        (valence._sentences, b"id\tsentiment\ttext\n1\t1\t\xff\n", "is not the table it should be"),
     ],
 )
-def test_sentences_refuse_another_table(raw, message, tmp_path):
-    file = tmp_path / "valence.txt"
+def test_another_table_is_refused(read, raw, message, tmp_path):
+    file = tmp_path / "table"
     file.write_bytes(raw)
     with pytest.raises(Unusable, match=message):
-        list(valence._sentences(file))
+        list(read(file))
 
 
 def lines(*rows: dict[str, object]) -> str:

@@ -11,16 +11,7 @@ import pytest
 
 from evaluation.schema import SHIPPED, schema_text, suite_schema
 from evaluation.spec import SUITES, Unusable, load_suite
-
-SUITE = """
-model = "m"
-benchmark = "b"
-where = "query"
-{before}
-[[methods]]
-name = "lora"
-{inside}
-"""
+from tests.evaluation.tiny import TEMPLATE
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +52,7 @@ ACCEPTED = [
 def test_what_a_suite_may_say(
     schema: jsonschema.Draft202012Validator, tmp_path: Path, before: str, inside: str
 ) -> None:
-    text = SUITE.format(before=before, inside=inside)
+    text = TEMPLATE.format(before=before, inside=inside)
     assert not problems(schema, text)
     (tmp_path / "mine.toml").write_text(text)
     load_suite(str(tmp_path / "mine.toml"))
@@ -92,7 +83,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_a_suite_may_not_say(schema: jsonschema.Draft202012Validator, tmp_path: Path, case: str) -> None:
-    text = SUITE.format(before=REFUSED[case][0], inside=REFUSED[case][1])
+    text = TEMPLATE.format(before=REFUSED[case][0], inside=REFUSED[case][1])
     assert problems(schema, text)
     (tmp_path / "mine.toml").write_text(text)
     with pytest.raises(Unusable):

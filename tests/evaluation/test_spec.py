@@ -31,23 +31,12 @@ from evaluation.spec import (
     load_suite,
 )
 from tests.evaluation import toy
-
-SUITE = """
-model = "m"
-benchmark = "b"
-where = "query"
-{before}
-[[methods]]
-name = "lora"
-{inside}
-[[methods]]
-name = "probe"
-"""
+from tests.evaluation.tiny import TEMPLATE
 
 
 def write(tmp_path: Path, before: str = "", inside: str = "") -> str:
     path = tmp_path / "mine.toml"
-    path.write_text(SUITE.format(before=before, inside=inside))
+    path.write_text(TEMPLATE.format(before=before, inside=inside))
     return str(path)
 
 

@@ -45,6 +45,17 @@ rank = 2
 [[methods]]
 name = "probe"
 """
+TEMPLATE = """
+model = "m"
+benchmark = "b"
+where = "query"
+{before}
+[[methods]]
+name = "lora"
+{inside}
+[[methods]]
+name = "probe"
+"""  # read and checked, never run
 NO_SPEED = "\n[speed]\nbatch_size = 1\ntokens = 4\nwarmup = 1\nrounds = 2\n"
 
 
