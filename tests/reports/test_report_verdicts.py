@@ -16,6 +16,7 @@ from reports import load, write
 from reports.claims import opening
 from reports.records import Results
 from reports.render import statements_markdown
+from reports.rounding import percent
 from reports.verdicts import in_one_sentence, verdicts
 from reports.words import Verdict, refuted
 
@@ -245,3 +246,8 @@ def test_a_start_that_is_not_finite_preserves_nothing(folder):
 def test_starts_without_a_merge_measurement_count_all_methods(folder):
     found = judged(folder, changed(all_records(), without("merging")))["start"]
     assert (found.word, found.evidence) == ("refuted", ("7 of 7 methods start at the pretrained function.",))
+
+
+def test_shares_in_percent():
+    assert [percent(share, 3) for share in (0.95, 1 - 0.95, 0.98333)] == ["95 %", "5 %", "98.3 %"]
+    assert [percent(share) for share in (0.0906, 0.09, 0.004, 1, 0)] == ["9.1 %", "9 %", "0.4 %", "100 %", "0 %"]
