@@ -113,10 +113,13 @@ import json
 import logging
 import shlex
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from evaluation.protocol import Plan
 
 app = typer.Typer(
     help="Which member of the LoRA / SVD family should I use, and what does it really cost?",
@@ -136,6 +139,7 @@ Plugins = Annotated[
 Data = Annotated[
     Path | None, typer.Option("--data", help="Folder with train, validation and test as .csv, .tsv or .jsonl.")
 ]
+On = Annotated[list[str], typer.Option("--on", help="A benchmark instead of the suite's; two or more.")]
 Changes = Annotated[list[str], typer.Option("--set", help="key=value, overrides the suite; may be repeated.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes for score runs; 0 means one a core (one on CUDA).")]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
@@ -169,21 +173,40 @@ def compare(
     plugin: Plugins = [],  # noqa: B006  typer reads the default
     changes: Changes = [],  # noqa: B006
     data: Data = None,
+    on: On = [],  # noqa: B006
 ) -> None:
     """Run a suite and write its report; again: go on where it was.
 
     Example: python3 tasks.py compare quick
+
+    On several benchmarks, with a report over them: python3 tasks.py compare quick --on trec6 --on sms
     """
-    from evaluation.comparison import export, make_plan
+    from evaluation.comparison import make_plan
+    from evaluation.several import on_benchmarks
+    from reports.across import refuse_runs
+
+    edits, plugin = on_data(data, suite, parsed(changes), plugin)
+    if not on:
+        plan = make_plan(suite, edits, device, plugin)
+        raise typer.Exit(run_plan(plan, out or Path("results") / plan.suite.name, workers, plugin))
+    each, across = on_benchmarks(suite, on, edits, out)
+    refuse_runs(across)  # this, and every bad suite, before the first run
+    plans = [(make_plan(suite, dict(one.changes), device, plugin), one.directory) for one in each]
+    codes = [run_plan(plan, directory, workers, plugin) for plan, directory in plans]
+    print_report([one.directory for one in each], across)
+    raise typer.Exit(max(codes))
+
+
+def run_plan(plan: Plan, directory: Path, workers: int, plugin: list[str]) -> int:
+    """Runs what is still to be run of a plan and writes its report. Exit code: 0 done, 1 a run failed."""
+    from evaluation.comparison import export
     from evaluation.display import Display, duration
     from evaluation.engines.local import LocalEngine
     from evaluation.machine import cores
     from evaluation.store import Store
 
-    edits, plugin = on_data(data, suite, parsed(changes), plugin)
-    plan = make_plan(suite, edits, device, plugin)
     workers = workers or (1 if plan.device == "cuda" else cores())
-    store = Store(out or Path("results") / plan.suite.name, say=console.print)
+    store = Store(directory, say=console.print)
     program = ["svdbench"] if Path(sys.argv[0]).name == "svdbench" else ["python3", "tasks.py"]
     command = shlex.join([*program, *sys.argv[1:]])
     display = Display(plan.suite, console)
@@ -202,15 +225,14 @@ def compare(
     if stopped:
         console.print("stopped; the same command goes on from here")
         raise typer.Exit(130)
-    print_report(store.directory)
+    print_report([store.directory])
     if account.computed:
         console.print(
             f"{account.computed} runs in {duration(account.wall)} on {workers} workers; "
             f"{100 * account.overhead_share:.1f} % of the worker time was not forward, backward, optimiser or "
             "evaluation"
         )
-    if engine.failed:
-        raise typer.Exit(1)
+    return 1 if engine.failed else 0
 
 
 @app.command()
@@ -257,12 +279,19 @@ def status(directory: Annotated[Path, typer.Argument(help="A results folder.")])
 
 
 @app.command()
-def report(directory: Annotated[Path, typer.Argument(help="A results folder.")]) -> None:
-    """Write the report of a results folder again, from its records alone.
+def report(
+    directories: Annotated[list[Path], typer.Argument(help="A results folder, or several: one a benchmark.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of a report over several; default results/across.")] = None,
+) -> None:
+    """Write the report of a results folder again, from its records alone; or one report over several benchmarks.
 
     Example: python3 tasks.py report results/quick
     """
-    print_report(directory)
+    from evaluation.spec import Unusable
+
+    if len(directories) == 1 and out is not None:
+        raise Unusable("--out is for a report over several results folders; that of one is written into it")
+    print_report(directories, out or Path("results") / "across")
 
 
 @app.command()
@@ -589,15 +618,16 @@ def write_text(path: Path, text: str) -> None:
     console.print(f"wrote {path}", soft_wrap=True)
 
 
-def print_report(directory: Path) -> None:
-    """Writes the report of a results folder and prints its tables."""
+def print_report(directories: list[Path], across: Path | None = None) -> None:
+    """Writes the report of a results folder, or one over several into the folder ``across``, and prints its tables."""
     from evaluation.store import writing
-    from reports import write_report
+    from reports import write_across, write_report
 
-    with writing(directory):
-        written = write_report(directory)
+    target = directories[0] if len(directories) == 1 or across is None else across
+    with writing(target):
+        written = write_report(target) if len(directories) == 1 else write_across(directories, target)
     console.print(written.terminal())
-    console.print(f"report: {directory / 'report.html'}", soft_wrap=True)
+    console.print(f"report: {target / 'report.html'}", soft_wrap=True)
 
 
 def main() -> None:

@@ -46,6 +46,33 @@ def page(
         drawings: the figures as SVG documents, by the same keys.
         prints: the figures as PDF documents; one without has no link to it.
     """
+    return rendered(
+        "report.html.j2",
+        tables,
+        figures,
+        drawings,
+        prints,
+        suite=results.suite,
+        sentences=sentences,
+        statements=STATEMENTS,
+        verdicts=verdicts,
+        missing=missing(results),
+        protocol=protocol(results),
+        checklist=checklist(results),
+        checklist_title=CHECKLIST,
+        provenance=provenance(results),
+    )
+
+
+def rendered(
+    template: str,
+    tables: Mapping[str, Table],
+    figures: Mapping[str, Figure],
+    drawings: Mapping[str, str],
+    prints: Mapping[str, bytes],
+    **words: object,
+) -> str:
+    """A template as one document that holds its tables and figures; ``words`` is what else it asks for."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -55,25 +82,16 @@ def page(
     )
     environment.filters["plain"] = lambda value: plain(str(value))
     environment.globals.update(shown=shown, sortkey=sortkey, downloads=downloads)
-    return environment.get_template("report.html.j2").render(
-        suite=results.suite,
-        labels=results.labels,
-        sentences=sentences,
-        statements=STATEMENTS,
-        verdicts=verdicts,
-        missing=missing(results),
+    return environment.get_template(template).render(
         tables=tables,
         figures=figures,
         images={key: data_uri("image/svg+xml", drawing) for key, drawing in drawings.items()},
         prints={key: data_uri("application/pdf", document) for key, document in prints.items()},
-        protocol=protocol(results),
-        checklist=checklist(results),
-        checklist_title=CHECKLIST,
-        provenance=provenance(results),
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         behaviour=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
         specs=script_json({key: figure.spec for key, figure in figures.items()}),
         libraries=Markup(inside_script(vega_libraries())) if figures else "",
+        **words,
     )
 
 

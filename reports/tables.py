@@ -60,7 +60,7 @@ def main_table(results: Results) -> Table:
         (
             Cell(label),
             *_scores(results, label, best),
-            *_comparison(results, label, against),
+            *comparison_cells(results, label, against),
             *_costs(results, label),
             Cell(len(results.outcomes(label))),
             Cell(remarks[label]),
@@ -110,7 +110,8 @@ def mean_cell(results: Results, label: str, measure: Measure, best: bool = False
     return Cell(estimate.mean, estimate.low, estimate.high, mark=mark, best=best)
 
 
-def _comparison(results: Results, label: str, against: dict[str, statistics.Comparison]) -> tuple[Cell, Cell]:
+def comparison_cells(results: Results, label: str, against: dict[str, statistics.Comparison]) -> tuple[Cell, Cell]:
+    """Difference to the baseline with its interval, and the verdict; ``against`` is what ``comparisons`` gave."""
     if label == results.baseline:
         return EMPTY, Cell("baseline")
     difference = against[label].difference

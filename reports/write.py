@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,14 +108,34 @@ def contents(
     charts = figures(results)
     drawings = {key: svg(figure) for key, figure in charts.items()}
     prints = {key: pdf(figure) for key, figure in charts.items()}
-    head = f"# {escape_markdown(str(results.suite.get('name', 'Report')))}\n\n"
-    said = "".join(f"- {escape_markdown(sentence)}\n" for sentence in sentences)
     yield "report.html", page(results, sentences, judged, tables, charts, drawings, prints)
-    sections = [*statements_markdown(judged), *map(to_markdown, tables.values()), checklist_markdown(results)]
-    yield "table.md", "\n".join([head + said, *sections])
+    title, last = str(results.suite.get("name", "Report")), [checklist_markdown(results)]
+    yield from documents(title, sentences, tables, drawings, prints, statements_markdown(judged), last)
+
+
+def documents(
+    title: str,
+    sentences: Sequence[str],
+    tables: Mapping[str, Table],
+    drawings: Mapping[str, str],
+    prints: Mapping[str, bytes],
+    first: Sequence[str] = (),
+    last: Sequence[str] = (),
+) -> Iterator[tuple[str, str | bytes]]:
+    """(file name, content) of what stands beside a page: the tables in every format, and the figures.
+
+    Args:
+        title: of the Markdown document, which begins with the sentences.
+        tables: by key; the CSV file of ``main`` is ``table.csv``.
+        drawings, prints: the figures as SVG and PDF, by key.
+        first, last: sections of the Markdown document before and after its tables.
+    """
+    said = "".join(f"- {escape_markdown(sentence)}\n" for sentence in sentences)
+    sections = [*first, *map(to_markdown, tables.values()), *last]
+    yield "table.md", "\n".join([f"# {escape_markdown(title)}\n\n{said}", *sections])
     yield "table.tex", "\n".join([f"% {PACKAGES}\n", *map(to_latex, tables.values())])
     for key, table in tables.items():
         yield ("table.csv" if key == "main" else f"table_{key}.csv"), to_csv(table)
-    for key in charts:
+    for key in drawings:
         yield f"figure_{key}.svg", drawings[key]
         yield f"figure_{key}.pdf", prints[key]

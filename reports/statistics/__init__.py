@@ -5,6 +5,8 @@ only, so that whoever runs a comparison can use it as well as whoever reports on
 """
 
 from reports.statistics.across import (
+    improvement_interval as improvement_interval,
+    interquartile_interval as interquartile_interval,
     interquartile_mean as interquartile_mean,
     performance_profile as performance_profile,
     probability_of_improvement as probability_of_improvement,
@@ -43,6 +45,7 @@ from reports.statistics.ranks import (
     critical_difference as critical_difference,
     fewest_tasks as fewest_tasks,
     signed_rank_p as signed_rank_p,
+    task_ranks as task_ranks,
 )
 from reports.statistics.search import (
     RateWindow as RateWindow,

@@ -59,15 +59,27 @@ def critical_difference(scores: Mapping[str, Sequence[float]], level: float = LE
     (tasks,) = numbers
     if (least := fewest_tasks(len(scores), level)) > tasks:
         return Refusal(_reason(len(scores), tasks, least, level))
-    from scipy.stats import friedmanchisquare, rankdata  # half a second to import: see across.py
+    from scipy.stats import friedmanchisquare  # half a second to import: see across.py
 
     table = np.array([list(row) for row in scores.values()], dtype=float)  # (k, N)
-    means = dict(zip(scores, rankdata(-table, axis=0).mean(axis=1).tolist(), strict=True))
+    means = {name: float(np.mean(row)) for name, row in task_ranks(scores).items()}
     ordered = sorted(scores, key=lambda name: means[name])
     p = holm({(a, b): signed_rank_p(np.subtract(scores[a], scores[b])) for a, b in combinations(ordered, 2)})
     alike = len(scores) < 3 or bool((table == table[0]).all())
     friedman = None if alike else float(friedmanchisquare(*table).pvalue)
     return CriticalDifference({name: means[name] for name in ordered}, friedman, p, _cliques(ordered, p, 1 - level))
+
+
+def task_ranks(scores: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """Method -> (N,) its rank on each task: 1 is best, and equal scores share the mean of their ranks.
+
+    Args:
+        scores: method -> (N,) scores on the same tasks; higher is better.
+    """
+    from scipy.stats import rankdata
+
+    ranks = rankdata(-np.array([list(row) for row in scores.values()], dtype=float), axis=0)
+    return dict(zip(scores, ranks.tolist(), strict=True))
 
 
 def fewest_tasks(methods: int, level: float = LEVEL) -> int:

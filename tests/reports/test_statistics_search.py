@@ -17,12 +17,15 @@ from reports.statistics import (
     expected_best,
     expected_best_after,
     fewest_tasks,
+    improvement_interval,
+    interquartile_interval,
     interquartile_mean,
     performance_profile,
     probability_of_improvement,
     rate_window,
     score_profile,
     signed_rank_p,
+    task_ranks,
     time_to_target,
 )
 
@@ -122,6 +125,31 @@ def test_probability_of_improvement_by_hand():
     assert probability_of_improvement({"t": left.tolist()}, {"t": right.tolist()}) == pytest.approx(known)
     with pytest.raises(ValueError, match="on the same tasks"):
         probability_of_improvement(a, {"x": [1.0]})
+
+
+def test_robust_numbers_have_intervals_from_ten_seeds_on():
+    rng = np.random.default_rng(8)
+    a, b = ({task: rng.normal(mean, 1, size=10).tolist() for task in "xy"} for mean in (0.5, 0.0))
+    middle, chance = interquartile_interval(a, rng), improvement_interval(a, b, rng)
+    assert middle is not None
+    assert chance is not None
+    assert middle.value == pytest.approx(interquartile_mean(a))
+    assert chance.value == pytest.approx(probability_of_improvement(a, b))
+    assert middle.low < middle.value < middle.high
+    assert 0 <= chance.low < chance.value < chance.high <= 1
+    few = a | {"y": a["y"][:9]}
+    assert interquartile_interval(few, rng) is None
+    assert improvement_interval(a, few, rng) is None
+    assert improvement_interval(few, a, rng) is None
+
+
+def test_ranks_on_every_task():
+    found = task_ranks({"a": [0.3, 0.5], "b": [0.2, 0.5], "c": [0.1, 0.9]})
+    assert found == {
+        "a": [1, 2.5],
+        "b": [2, 2.5],
+        "c": [3, 1],
+    }
 
 
 def test_profiles_by_hand():

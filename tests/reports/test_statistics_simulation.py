@@ -12,6 +12,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from scipy.special import ndtr
 
 from reports.statistics import (
     Comparison,
@@ -19,6 +20,8 @@ from reports.statistics import (
     all_pairs,
     compare_with,
     expected_best,
+    improvement_interval,
+    interquartile_interval,
     interval_over_tasks,
     mean_interval,
     mean_over_tasks,
@@ -83,6 +86,20 @@ def test_the_bootstrap_covers_from_ten_seeds_on(seeds, tasks):
     tables = rng.normal(TRUE, spreads, size=(2000, tasks, seeds))
     found = [stratified_bootstrap(dict(enumerate(t)), rng, draws=400) for t in tables]
     assert within(float(np.mean([f.low <= TRUE <= f.high for f in found])))
+
+
+def test_intervals_of_robust_numbers_over_tasks_cover():
+    """Of normal scores the interquartile mean is the mean, and methods half a spread apart win 64 % of the time."""
+    rng, draws = np.random.default_rng(9), 400
+    band = (0.92, 0.98)  # a standard error is 0.011
+    tables = rng.normal(TRUE, SPREAD, size=(draws, 2, 3, 10))
+    tables[:, 0] += SPREAD / 2
+    pairs = [[dict(enumerate(runs.tolist())) for runs in pair] for pair in tables]
+    middles = [interquartile_interval(b, rng) for _, b in pairs]
+    assert within(float(np.mean([m is not None and m.low <= TRUE <= m.high for m in middles])), band)
+    chance = float(ndtr(0.5 / math.sqrt(2)))
+    found = [improvement_interval(a, b, rng) for a, b in pairs]
+    assert within(float(np.mean([f is not None and f.low <= chance <= f.high for f in found])), band)
 
 
 def test_the_percentile_bootstrap_of_ten_seeds_is_caught():
