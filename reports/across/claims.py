@@ -29,9 +29,17 @@ def _what_was_compared(across: Across) -> str:
     seeds = span(len(runs) for label in across.labels for runs in across.scores(label).values())
     return (
         f"{len(across.labels)} methods were compared on {len(across.tasks)} benchmarks "
-        f"({in_words(across.tasks, 'benchmarks')}) with {across.model}: each tuned on the validation data of each "
-        f"benchmark, and only final runs with fresh seeds ({seeds} a method and benchmark) on test data are reported."
+        f"({in_words(across.tasks, 'benchmarks')}) with {across.model}: {_rates(across)}, and only final runs with "
+        f"fresh seeds ({seeds} a method and benchmark) on test data are reported."
     )
+
+
+def _rates(across: Across) -> str:
+    searched = {results.points(label) > 1 for results in across.results for label in across.labels}
+    if searched == {True}:
+        return "each was tuned on the validation data of each benchmark"
+    where = "the learning rate is that which the suite gives"
+    return f"{where}, or was chosen on validation data where it gives several" if True in searched else where
 
 
 def _against_baseline(across: Across) -> list[str]:

@@ -136,7 +136,7 @@ def scores_table(across: Across) -> Table:
         for label in across.labels
     )
     caption = (
-        "Test scores in points, hundredths of one, each method at its tuned learning rate: mean over the seeds of the "
+        "Test scores in points, hundredths of one, each method at its own learning rate: mean over the seeds of the "
         "final runs with the half-width of the 95 % t-interval. The rank is by the mean; neighbours whose verdict is "
         "open may change places. Bold: better than every other method of the benchmark beyond the interval of the "
         "paired difference."

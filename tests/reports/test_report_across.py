@@ -74,6 +74,7 @@ def test_verdicts_are_those_of_each_benchmark(known: Across) -> None:
     assert aggregates(known)["pissa"].verdicts == {"better": 1, "undecided": 1}
     assert aggregates(known)["lora"].verdicts == {}
     said = opening(known)
+    assert "with minilm: the learning rate is that which the suite gives, and only final runs" in said[0]
     assert "pissa is better than lora on 1 of 2 benchmarks and undecided on 1." in said
     assert any(
         sentence.startswith("No ranking over benchmarks may be claimed: 2 tasks are too few") for sentence in said

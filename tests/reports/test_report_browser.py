@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import report_samples as samples
 from devtools import Browser, chromium
+from test_report_across import FIRST, write_task
 
-from reports import write_report
+from reports import write_across, write_report
 
 pytestmark = [
     pytest.mark.browser,
@@ -62,6 +63,23 @@ def test_nothing_overflows_fails_or_asks_for_a_network(browser, folder, width, d
     browser.run("document.querySelectorAll('details').forEach((one) => { one.open = true })")
     assert browser.run("document.documentElement.scrollWidth") == width
     assert browser.run("innerWidth") == width  # a phone zooms out instead of scrolling
+    assert browser.complaints() == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_over_benchmarks_fits_too(browser, tmp_path, width):
+    moved = [{label: [score + 0.02 * i for score in found] for label, found in FIRST.items()} for i in range(7)]
+    write_across([write_task(tmp_path, f"task{i}", scores) for i, scores in enumerate(moved)], tmp_path / "out")
+    opened(browser, tmp_path / "out", width)
+    browser.run("document.querySelectorAll('details').forEach((one) => { one.open = true })")
+    assert browser.run("document.documentElement.scrollWidth") == width
+    assert browser.run("document.querySelectorAll('.chart svg').length") == 4
+    edges = "[...document.querySelectorAll('.chart svg')].map((one) => one.getBoundingClientRect().right)"
+    assert max(browser.run(edges)) <= width
+    place, button = head(browser, "IQM")
+    browser.click(button)
+    assert column(browser, 0) == ["probe", "lora", "pissa"]
+    assert column(browser, place) == sorted(column(browser, place))
     assert browser.complaints() == []
 
 
