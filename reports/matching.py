@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from reports import statistics
 from reports.records import Json, Results
-from reports.rounding import significant
+from reports.rounding import percent, significant
 from reports.runlog import training_seconds
 from reports.table import EMPTY, Cell, Column, Table, count, with_bounds, with_half
 from reports.tables import METHOD, interval_cell
-from reports.words import in_words, percent
+from reports.words import in_words
 
 OVER = "†"
 LOOSE = 0.1  # half-width of a ratio's interval, relative to it, beyond which the match is worth a warning

@@ -9,11 +9,11 @@ from statistics import fmean
 from reports.metrics import primary_name
 from reports.rates import searched
 from reports.records import Results, ScoreRun
-from reports.rounding import plus_minus, significant
+from reports.rounding import percent, plus_minus, significant
 from reports.statistics import Difference, Estimate, RateWindow, holm, mean_interval, paired_difference, rate_window
 from reports.table import EMPTY, Cell, Column, Table, count, learning_rate, with_half
 from reports.tables import EDGE, METHOD, POINTS
-from reports.words import MANY, in_words, percent
+from reports.words import MANY, in_words
 
 SHARE = 0.9  # of the best gain over no training
 FEWEST = 3  # rates, below which there is no inside of a grid

@@ -9,9 +9,8 @@ import altair as alt
 from reports.drawing import Figure, compose, inline, log_axis, looks, tips
 from reports.rate_windows import SHARE, Window, ends_inside, windows
 from reports.records import Results
-from reports.rounding import rate, significant
+from reports.rounding import percent, rate, significant
 from reports.table import plain
-from reports.words import percent
 
 
 def rate_windows_figure(results: Results) -> Figure | None:
