@@ -33,7 +33,8 @@ def _figure(results: Results, axis: str, title: str) -> Figure | None:
     if len({row["step"] for row in rows}) < 2:
         return None
     colour, shape = looks(results, rows)
-    x = alt.X(f"{axis}:Q", title=title, scale=alt.Scale(nice=False, zero=axis == "seconds", padding=8))
+    whole = alt.Axis(tickMinStep=1, format="d") if axis == "step" else alt.Axis()
+    x = alt.X(f"{axis}:Q", title=title, axis=whole, scale=alt.Scale(nice=False, zero=axis == "seconds", padding=8))
     y = score_axis(f"validation {primary_name(results)} (points)")
     shown = tips("method:N", "step:Q", "score:N", "runs:Q")
     lines = alt.Chart(inline(rows))
@@ -54,15 +55,22 @@ def _figure(results: Results, axis: str, title: str) -> Figure | None:
 def _means(results: Results, label: str) -> list[dict[str, Any]]:
     """A row a step at which some run of the method has a score."""
     found: dict[int, list[tuple[float, float]]] = {}
-    for run in watched(results, label):
+    runs = watched(results, label)
+    step_of_score = POINTS / runs[0].measures["curve"]["items"] if runs and results.metric == "accuracy" else 0.0
+    for run in runs:
         for point in points_of(run):
             place = float(point["score"]) * POINTS, seconds_at(results, label, point)
             found.setdefault(int(point["step"]), []).append(place)
-    return [_row(label, step, *zip(*places, strict=True)) for step, places in sorted(found.items())]
+    return [
+        _row(label, step, *zip(*places, strict=True), resolution=step_of_score)
+        for step, places in sorted(found.items())
+    ]
 
 
-def _row(label: str, step: int, scores: tuple[float, ...], seconds: tuple[float, ...]) -> dict[str, Any]:
-    mean = mean_interval(scores)
+def _row(
+    label: str, step: int, scores: tuple[float, ...], seconds: tuple[float, ...], *, resolution: float
+) -> dict[str, Any]:
+    mean = mean_interval(scores, resolution=resolution)
     return {
         "method": plain(label),
         "step": step,

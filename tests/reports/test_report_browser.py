@@ -194,3 +194,38 @@ def test_the_checks_notice(browser, folder, tmp_path):
     found = "\n".join(browser.complaints())
     assert all(word in found for word in ("one", "missing is not defined", "http://127.0.0.1:9/three"))
     assert browser.run("document.documentElement.scrollWidth") > 390
+
+
+PAPER = 703  # CSS pixels between the margins of an A4 page
+
+
+@pytest.fixture
+def on_paper(browser, folder) -> Iterator[Browser]:
+    """The page as it is printed by a reader who reads in the dark."""
+    opened(browser, folder, PAPER, dark=True)
+    dark = {"name": "prefers-color-scheme", "value": "dark"}
+    browser.send("Emulation.setEmulatedMedia", media="print", features=[dark])
+    yield browser
+    browser.send("Emulation.setEmulatedMedia", media="", features=[])
+
+
+def test_paper_is_white_and_shows_everything(on_paper):
+    colours = "(({backgroundColor, color}) => [backgroundColor, color])(getComputedStyle(document.body))"
+    assert on_paper.run(colours) == ["rgb(255, 255, 255)", "rgb(0, 0, 0)"]
+    hidden = "[...document.querySelectorAll('details:not([open]) table')].map((table) => table.checkVisibility())"
+    found = on_paper.run(hidden)
+    assert len(found) > 3
+    assert all(found)
+    assert not on_paper.run("document.querySelector('nav').checkVisibility()")
+
+
+def test_tables_are_as_wide_as_the_paper_at_most(on_paper):
+    wide = f"""[...document.querySelectorAll('table')].filter((table) => table.getBoundingClientRect().width > {PAPER})
+        .map((table) => [table.closest('section').id, table.getBoundingClientRect().width])"""
+    assert on_paper.run(wide) == []
+
+
+def test_heads_of_tables_come_again_on_every_page(on_paper):
+    """Chromium repeats a head only if it holds nothing that can be pressed."""
+    buttons = "[...document.querySelectorAll('thead button')].map((button) => getComputedStyle(button).display)"
+    assert set(on_paper.run(buttons)) == {"contents"}
