@@ -36,6 +36,7 @@ LABEL, LEGEND = 90, 295  # pixels: of a legend's label, and what a phone leaves 
 WIDTH, HEIGHT = 680, 340  # of the static SVG, in pixels; the page's figures are as wide as it is
 
 _RESOURCES = re.compile(rb"(/(?:ExtGState|Font|XObject|ColorSpace|Pattern|Shading) <<\n)((?: +/\S+ \d+ 0 R\n)+)")
+_CLIP = re.compile(r'(?<=url\(#)clip\d+(?=\))|(?<=<clipPath id=")clip\d+(?=")')
 _INK = "currentColor"
 _TEXT = {"labelColor": _INK, "titleColor": _INK, "labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal"}
 _CONFIG: dict[str, Any] = {
@@ -80,7 +81,13 @@ def svg(figure: Figure) -> str:
     """The figure as a static SVG document on white."""
     import vl_convert
 
-    return str(vl_convert.vegalite_to_svg({**figure.spec, "width": WIDTH, "background": "white"}))
+    return _numbered(vl_convert.vegalite_to_svg({**figure.spec, "width": WIDTH, "background": "white"}))
+
+
+def _numbered(document: str) -> str:
+    """vl-convert counts clip paths over all figures of a process: here they are numbered within the document."""
+    numbers = {name: f"clip{i}" for i, name in enumerate(dict.fromkeys(_CLIP.findall(document)))}
+    return _CLIP.sub(lambda found: numbers[found[0]], document)
 
 
 def pdf(figure: Figure) -> bytes:

@@ -59,11 +59,10 @@ def _record(labels: Sequence[str], counts: Mapping[str, int], across: Across) ->
     total, base = len(across.tasks), across.baseline
     first, *rest = [word for word in WORDS if counts[word]]
     who, be = in_words(labels, "methods"), "is" if len(labels) == 1 else "are"
-    if first == "undecided":
-        return f"Nothing is decided on any benchmark between {base} and {who}."
-    named = f"practically equal to {base}" if first == "practically equal" else f"{first} than {base}"
-    where = f"on all {total} benchmarks" if not rest else f"on {counts[first]} of {total} benchmarks"
-    return f"{who} {be} {listed([f'{named} {where}', *(f'{word} on {counts[word]}' for word in rest)])}."
+    than = {"practically equal": "to", "undecided": "against"}.get(first, "than")
+    where = "on all" if not rest else f"on {counts[first]} of"
+    named = f"{first} {than} {base} {where} {total} benchmarks"
+    return f"{who} {be} {listed([named, *(f'{word} on {counts[word]}' for word in rest)])}."
 
 
 def _over_tasks(across: Across) -> str:

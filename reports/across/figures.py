@@ -19,6 +19,7 @@ from reports.statistics.across import TaskScores
 from reports.table import Cell, plain
 from reports.tables import POINTS
 
+BEYOND = 3.0  # points which the frame may always leave beside the means
 ROW, BETWEEN = 15, 16  # pixels: of a method within a benchmark, and between two benchmarks
 Rows = list[dict[str, Any]]
 
@@ -134,7 +135,10 @@ def _by_task(
         return None
     drawn = [plain(label) for label in across.labels if any(row["method"] == plain(label) for row in rows)]
     colour, shape = looks(across.results[0], rows)
-    x = alt.X("value:Q", title=axis, scale=alt.Scale(zero=False, padding=14))
+    frame = _frame(rows)
+    x = alt.X("value:Q", title=axis, scale=alt.Scale(domain=frame, nice=True))
+    if any(row["low"] < frame[0] or row["high"] > frame[1] for row in rows):
+        caption += " Intervals that leave the frame are cut off: the table has them."
     y = alt.Y(
         "benchmark:N",
         title=None,
@@ -145,7 +149,7 @@ def _by_task(
     place = alt.YOffset("method:N", sort=drawn, scale=alt.Scale(paddingOuter=0.3))
     points = alt.Chart(inline(rows))
     layers = [
-        points.mark_rule(strokeWidth=2).encode(
+        points.mark_rule(strokeWidth=2, clip=True).encode(
             x=alt.X("low:Q", title=""), x2="high:Q", y=y, yOffset=place, color=colour
         ),
         points.mark_point(filled=True, size=70, opacity=1).encode(
@@ -156,6 +160,15 @@ def _by_task(
         line = alt.Chart(inline([{"value": 0}])).mark_rule(strokeDash=[4, 4], color="currentColor")
         layers.insert(0, line.encode(x=x))
     return compose(key, title, caption, f"{title}: {_said(rows)}.", layers, _height(across, len(drawn)))
+
+
+def _frame(rows: Rows) -> list[float]:
+    """Every mean, and intervals up to as far beyond as the means are apart: few seeds may give any width."""
+    means = [row["value"] for row in rows]
+    beyond = max(max(means) - min(means), BEYOND)
+    low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
+    margin = BEYOND / 10  # a point on the frame would be cut in half
+    return [max(low, min(means) - beyond) - margin, min(high, max(means) + beyond) + margin]
 
 
 def _height(across: Across, methods: int) -> int:

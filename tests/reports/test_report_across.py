@@ -265,6 +265,15 @@ def test_the_profile_is_the_share_of_runs(known: Across) -> None:
     assert [row["share"] for row in pissa] == pytest.approx([100, 75, 50, 25, 0, 0])
 
 
+def test_an_interval_of_any_width_leaves_the_means_apart(tmp_path: Path) -> None:
+    wild = {"lora": [0.1, 0.9], "pissa": [0.8, 0.2], "probe": [0.4, 0.4]}  # half-widths of hundreds of points
+    found = figures(across([write_task(tmp_path, "first", FIRST), write_task(tmp_path, "wild", wild)]))["scores"]
+    low, high = found.spec["layer"][1]["encoding"]["x"]["scale"]["domain"]
+    assert -10 < low < 40
+    assert 81 < high < 130
+    assert "Intervals that leave the frame are cut off" in found.caption
+
+
 def test_figures_are_valid_vega_lite(seven: Across) -> None:
     for figure in figures(seven).values():
         alt.LayerChart.from_dict(figure.spec)  # checks against the schema
