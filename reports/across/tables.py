@@ -1,4 +1,4 @@
-"""The tables across benchmarks: the aggregates, the scores side by side, every verdict, and the benchmarks."""
+"""The tables of scores across benchmarks: the aggregates, the scores side by side, and every verdict."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from reports import statistics
 from reports.across.aggregates import Aggregate, aggregates, enough_seeds, ranks_by_task
 from reports.across.folders import LOST, Across, benchmark
 from reports.across.normalised import Scale, scale
+from reports.across.task_tables import BENCHMARK, left_out_table, tasks_table
 from reports.comparing import best_method, comparisons
 from reports.metrics import primary_name
 from reports.records import Results
@@ -25,14 +26,11 @@ from reports.tables import (
     UNPAIRED,
     UNPAIRED_NOTE,
     comparison_cells,
-    in_points,
     mean_cell,
     methods_table,
     remark_texts,
 )
-from reports.words import listed, span
 
-BENCHMARK = Column("benchmark", "benchmark", text, align="left", place="terminal")
 COUNTED = get_args(statistics.Verdict)
 LOST_RANK_NOTE = f"{LOST_NOTE} For its rank, and in every number over all benchmarks, a diverged run scores {LOST:.0f}."
 
@@ -196,48 +194,3 @@ def _verdict_rows(across: Across, results: Results) -> list[tuple[Cell, ...]]:
         )
         for label in across.labels
     ]
-
-
-def tasks_table(across: Across) -> Table:
-    """A row a benchmark: what it measures, how methods were run on it, and its zero."""
-    columns = (
-        BENCHMARK,
-        Column("measure", "measure", text, align="left", place="terminal"),
-        Column("test_items", "test items", count, place="terminal"),
-        Column("steps", "steps", count),
-        Column("batch_size", "batch", count),
-        Column("rates", "rates tried", text),
-        Column("seeds", "final seeds", text),
-        Column("zero", "normalised zero", with_half(POINTS), "points", place="terminal"),
-        Column("margin", "practically equal within", text),
-        Column("suite", "suite", text, align="left"),
-    )
-    zeros = scale(across).zeros
-    rows = tuple(_task_row(across, results, zeros[benchmark(results)]) for results in across.results)
-    caption = "Steps, batches and budgets may differ between benchmarks; within one they are the same for all methods."
-    return Table("tasks", "The benchmarks", caption, columns, rows)
-
-
-def _task_row(across: Across, results: Results, zero: float) -> tuple[Cell, ...]:
-    training = results.suite.get("training") or {}
-    items = max((run.items or 0 for run in results.runs if run.stage == "final"), default=0)
-    return (
-        Cell(benchmark(results)),
-        Cell(primary_name(results)),
-        Cell(items or None),
-        Cell(training.get("steps")),
-        Cell(training.get("batch_size")),
-        Cell(span(results.points(label) for label in across.labels)),
-        Cell(span(len(across.scores(label)[benchmark(results)]) for label in across.labels)),
-        Cell(zero),
-        Cell(f"±{in_points(results.margin)}"),
-        Cell(str(results.suite.get("name", ""))),
-    )
-
-
-def left_out_table(across: Across) -> Table:
-    """The methods that are not compared, each with its reason; without rows where there are none."""
-    columns = (METHOD, Column("missing", "no final runs on", text, align="left", place="terminal"))
-    rows = tuple((Cell(label), Cell(listed(list(missing)))) for label, missing in across.left_out.items())
-    caption = "A method is compared over the benchmarks only if it has final runs on all of them."
-    return Table("left_out", "Methods left out", caption, columns, rows)
