@@ -13,6 +13,7 @@ from reports.table import EMPTY, Cell, Column, Show, Table, text, with_half
 from reports.tables import METHOD, POINTS
 
 NEVER = "never"
+Times = dict[int, tuple[float, float]]  # seed -> (steps, seconds), infinite for never
 
 
 def points_of(run: ScoreRun) -> list[Json]:
@@ -44,8 +45,8 @@ def seconds_at(results: Results, label: str, point: Json) -> float:
     return float(point["seconds"]) if each is None else each * int(point["step"])
 
 
-def times(results: Results, label: str, score: float) -> dict[int, tuple[float, float]]:
-    """seed -> (steps, seconds) to a validation score, infinite where the run never had it, or diverged."""
+def times(results: Results, label: str, score: float) -> Times:
+    """To a validation score: never where a run did not have it at any look, or diverged."""
     found = {}
     for run in watched(results, label):
         points = points_of(run) if run.status == "done" else []
@@ -85,27 +86,23 @@ def time_table(results: Results) -> Table | None:
         Column("difference", f"the same, against {base}", with_half(signed=True), "steps", interval=True),
     )
     found = {label: times(results, label, score) for label in results.labels if watched(results, label)}
-    whole = _longest(results)
-    capped = {k: {seed: min(steps, whole) for seed, (steps, _) in runs.items()} for k, runs in found.items()}
-    rows = tuple(_row(label, runs, capped[label], capped[base], label == base, _gap(results))
-                 for label, runs in found.items())  # fmt: skip
+    rows = tuple(_row(results, label, found) for label in found)
     return Table("times", f"Time to the score of the tuned {base}", _caption(results, score, found), columns, rows)
 
 
-def _row(
-    label: str,
-    runs: dict[int, tuple[float, float]],
-    capped: dict[int, float],
-    base: dict[int, float],
-    is_base: bool,
-    gap: float,
-) -> tuple[Cell, ...]:
-    steps, seconds = (median_time([pair[i] for pair in runs.values()]) for i in (0, 1))
-    mean = mean_interval(list(capped.values()), resolution=gap)
-    difference = None if is_base else paired_difference(capped, base, resolution=gap)
+def _row(results: Results, label: str, found: dict[str, Times]) -> tuple[Cell, ...]:
+    steps, seconds = (median_time([pair[i] for pair in found[label].values()]) for i in (0, 1))
+    own, base = (_capped(results, found[name]) for name in (label, results.baseline))
+    mean = mean_interval(list(own.values()), resolution=_gap(results))
+    difference = paired_difference(own, base, resolution=_gap(results)) if label != results.baseline else None
     last = EMPTY if difference is None else Cell(difference.mean, difference.low, difference.high)
     reached = Cell(f"{steps.reached} of {steps.n}")
     return Cell(label), reached, _median_cell(steps), _median_cell(seconds), Cell(mean.mean, mean.low, mean.high), last
+
+
+def _capped(results: Results, runs: Times) -> dict[int, float]:
+    """seed -> steps, those of the whole run for a miss."""
+    return {seed: min(steps, _longest(results)) for seed, (steps, _) in runs.items()}
 
 
 def _median_cell(found: MedianTime) -> Cell:
@@ -123,7 +120,7 @@ def _gap(results: Results) -> float:
     return _longest(results) / max(counts, default=1)
 
 
-def _caption(results: Results, score: float, found: dict[str, dict[int, tuple[float, float]]]) -> str:
+def _caption(results: Results, score: float, found: dict[str, Times]) -> str:
     base, looks = results.baseline, significant(_gap(results), 3)
     curves = [run.measures["curve"] for run in watched(results, base)]
     covered = {n: median_time([1.0] * n).coverage for n in sorted({len(runs) for runs in found.values()}) if n > 1}
