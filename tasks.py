@@ -251,7 +251,7 @@ def plan(
     """
     from evaluation.comparison import make_plan
     from evaluation.display import duration
-    from evaluation.estimate import estimate
+    from evaluation.estimate import estimate, not_counted
     from evaluation.listing import plan_table
     from evaluation.machine import cores
     from evaluation.store import look
@@ -263,7 +263,7 @@ def plan(
     records = look(directory, console.print) if (directory / "runs").is_dir() else {}
     rows, seconds = estimate(made, records, workers)
     console.print(plan_table(made, rows))
-    console.print(f"about {duration(seconds)} on {workers} workers, start-up and report not counted")
+    console.print(f"about {duration(seconds)} on {workers} workers; not counted: {', '.join(not_counted(made))}")
 
 
 @app.command()

@@ -20,8 +20,7 @@ def label_of(suite: Suite, run: Run) -> str:
     """The label under which the suite lists the run's method."""
     if isinstance(run, SpeedRun | QuantisedRun):
         return "all methods"
-    entries = (e for e in suite.methods if e.method == run.method and suite.layers_of(e) == run.where)
-    return next((entry.label for entry in entries), run.method.name)
+    return next((entry.label for entry in suite.methods if suite.is_of(entry, run)), run.method.name)
 
 
 def describe(suite: Suite, run: Run) -> str:

@@ -10,6 +10,7 @@ import torch
 from evaluation.clock import Clock
 from evaluation.data import training_batches
 from evaluation.execute import Workbench
+from evaluation.measures.curvature import PRODUCTS
 from evaluation.mounting import mounted
 from evaluation.protocol import Plan, Tally
 from evaluation.spec import Entry, Record
@@ -27,41 +28,44 @@ def estimate(plan: Plan, records: dict[str, Record], workers: int) -> tuple[list
     try:
         bench = Workbench(plan.suite.model, plan.suite.benchmark, torch.device(plan.device))
         bench.check(plan.suite)
-        probes = _with_training(plan, {entry.label: _probe(plan, entry, bench) for entry in plan.suite.methods})
+        probes = {entry.label: _seconds_of_runs(plan, entry, bench) for entry in plan.suite.methods}
     finally:
         torch.set_num_threads(threads)
     rows, total = [], 0.0
-    for tally in plan.tallies(records):
-        seconds = tally.left * _seconds(plan, probes, tally)
+    paced, known = plan.paced(records)
+    for tally in paced.tallies(known):
+        seconds = _seconds(paced, probes, tally)
         total += seconds / (1 if tally.stage == "speed" else workers)
         label = "all" if tally.entry is None else tally.entry.label
         rows.append({"method": label, "stage": tally.stage, "runs": tally.left, "done": tally.done, "seconds": seconds})
     return rows, total
 
 
+def not_counted(plan: Plan) -> list[str]:
+    """What an estimate leaves out, a phrase each."""
+    suite, cap = plan.suite, plan.suite.protocol.max_seeds
+    left_out = ["start-up and report"]
+    left_out += ["spectra" if suite.spectrum else ""]
+    left_out += [f"forecasts, at most {PRODUCTS} Hessian products a method" if suite.protocol.forecast else ""]
+    left_out += [f"seeds beyond the {suite.protocol.seeds} of the first look (up to {cap})" if cap else ""]
+    return [phrase for phrase in left_out if phrase]
+
+
 def _seconds(plan: Plan, probes: dict[str, dict[str, float]], tally: Tally) -> float:
-    """Of one run of a tally."""
+    """Of what is left of a tally."""
     if tally.entry is not None:
-        return probes[tally.entry.label][tally.stage]
-    if tally.stage == "quantised":
-        return max(probe["final"] for probe in probes.values())  # a guess: decompositions, and many evaluations
+        # Where training time is matched and not timed yet, every method's steps take the time of the baseline's.
+        pace = plan.suite.baseline if plan.steps == {} else tally.entry.label
+        return tally.left * probes[tally.entry.label][tally.stage] + tally.steps * probes[pace]["step"]
+    if tally.stage == "quantised":  # a guess: decompositions, and many evaluations
+        return tally.left * max(probe["final"] + plan.suite.training.steps * probe["step"] for probe in probes.values())
     assert plan.suite.speed is not None
-    return sum(p["step"] for p in probes.values()) * (plan.suite.speed.warmup + plan.suite.speed.rounds)
+    rounds = plan.suite.speed.warmup + plan.suite.speed.rounds
+    return tally.left * rounds * sum(probe["step"] for probe in probes.values())
 
 
-def _with_training(plan: Plan, probes: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Adds the seconds of all steps to those of the runs: the same for all where training time is matched."""
-    suite = plan.suite
-    same = suite.match == "seconds"
-    training = {label: suite.training.steps * probes[suite.baseline if same else label]["step"] for label in probes}
-    return {
-        label: {name: seconds + (training[label] if name != "step" else 0.0) for name, seconds in probe.items()}
-        for label, probe in probes.items()
-    }
-
-
-def _probe(plan: Plan, entry: Entry, bench: Workbench) -> dict[str, float]:
-    """Seconds of one step, and of a search run and a final run of one method without their steps."""
+def _seconds_of_runs(plan: Plan, entry: Entry, bench: Workbench) -> dict[str, float]:
+    """Seconds of one step of one method, and of a search run and of a final run without their steps."""
     variant, training = create(entry.method.name, entry.method.hyperparameters), plan.suite.training
     data = bench.data(training.max_length, plan.suite.limit)
     where = plan.suite.layers_of(entry)

@@ -18,7 +18,7 @@ from torch import nn
 from evaluation.benchmarks import load_benchmark
 from evaluation.data import Split, tokenise
 from evaluation.models import Base, load_base
-from evaluation.spec import Record, ScoreRun, Unusable
+from evaluation.spec import Method, Record, ScoreRun, Unusable, alike
 from evaluation.store import Damaged, look, read
 from evaluation.training import Classifier
 from variants.core import Refused, UnknownHyperparameter, UnknownMethod, Variant, create, load, save
@@ -97,13 +97,14 @@ def _labelled(results: Path, label: str) -> tuple[Path, Record, str]:
     try:
         suite = json.loads((results / "suite.json").read_text(encoding="utf-8"))["suite"]
         entries = {one["label"]: (one["method"], one.get("where") or suite["where"]) for one in suite["methods"]}
+        searched = frozenset((suite.get("protocol") or {}).get("space") or ())
         lines = (results / "records.jsonl").read_text(encoding="utf-8").splitlines()
         current = {json.loads(line)["key"] for line in lines}  # not those of an earlier form of the suite
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise Unusable(f"{results} lacks a readable suite.json or records.jsonl: finish its comparison") from error
     if label not in entries:
         raise Unusable(f"{results} has no method {label!r}: {suggestion(label, list(entries))}")
-    wanted, where = entries[label][0], tuple(entries[label][1])
+    wanted, where = Method(**entries[label][0]), tuple(entries[label][1])
     finals = [
         record
         for record in look(results, lambda line: print(line, file=sys.stderr)).values()
@@ -112,7 +113,7 @@ def _labelled(results: Path, label: str) -> tuple[Path, Record, str]:
         and record.run.keep
         and record.status == "done"
         and record.run.where == where
-        and record.run.method.model_dump(mode="json") == wanted
+        and alike(wanted, record.run.method, searched)
     ]
     if not finals:
         raise Unusable(f"{label} has no finished run in {results} that kept its adapter")

@@ -12,7 +12,9 @@ from rich.table import Table
 from evaluation.display import duration
 from evaluation.protocol import Plan
 from evaluation.sizes import Sizes
-from evaluation.spec import Record, ScoreRun
+from evaluation.space import owned
+from evaluation.spec import Entry, Record, ScoreRun
+from evaluation.strategies import strategy
 
 
 def rows_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -52,13 +54,26 @@ def _setting(plan: Plan, row: Mapping[str, Any]) -> str:
         return f"ranks {', '.join(map(str, suite.quantised.ranks))}"
     entry = next(e for e in suite.methods if e.label == row["method"])
     if row["stage"] == "search":
-        rates = list(dict.fromkeys(run.lr for run in plan.search(entry)))
-        more = suite.search_runs_of(entry) // suite.protocol.search_seeds - len(rates)
-        each = f", with {suite.protocol.search_seeds} seeds" if suite.protocol.search_seeds > 1 else ""
-        return ", ".join(f"{rate:g}" for rate in rates) + (f" and {more} more" if more else "") + each
-    rate = f"{plan.rate(entry, {}):g}" if suite.points_of(entry) == 1 else "the best rate"
+        return _tried(plan, entry)
+    rate = f"{plan.rate(entry, {}):g}" if not suite.trials_of(entry) else "the best rate"
+    rate = "the best setting" if suite.searched else rate
     seeds, cap = suite.seeds_of(entry), suite.protocol.max_seeds
     return f"seed{'s 1 to' if seeds > 1 else ''} {seeds} at {rate}{f' (up to {cap})' if cap else ''}"
+
+
+def _tried(plan: Plan, entry: Entry) -> str:
+    """The settings of a method's search."""
+    suite = plan.suite
+    seeds = f", with {suite.protocol.search_seeds} seeds" if suite.protocol.search_seeds > 1 else ""
+    if suite.searched:
+        return f"{suite.trials_of(entry)} settings of {', '.join(sorted({'lr', *owned(suite, entry)}))}{seeds}"
+    rates = dict.fromkeys(run.lr for run in plan.search(entry))
+    more = suite.trials_of(entry) - len(rates)
+    said = ", ".join(f"{rate:g}" for rate in rates) + (f" and {more} more" if more else "")
+    if suite.protocol.racing is None:
+        return said + seeds
+    lengths = Counter(steps or suite.training.steps for steps in strategy(suite, entry).lengths)
+    return f"{said}: {', '.join(f'{n} for {steps} steps' for steps, n in lengths.items())}{seeds}"
 
 
 def status_table(records: Iterable[Record]) -> Table:

@@ -1,25 +1,25 @@
 """From a suite to its runs: learning rates, seeds, splits.
 
-Every method gets the same number of learning rates over the same number of decades, each grid around the method's own
-prior; a budget beyond the grid goes on where the best rate lies. They are scored on validation; the best rate is run
-again with fresh seeds, and only those are scored, once, on test.
+Every method gets the same budget of trials. They are scored on validation; the best setting is run again with fresh
+seeds, and only those are scored, once, on test.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from types import MappingProxyType
 from typing import Any, Literal
 
 from evaluation.pace import matched_steps
-from evaluation.search import best, grid, next_rate, trials
+from evaluation.search import Setting, Trial, outcomes
 from evaluation.seeds import seeds_needed
 from evaluation.spec import (
     Entry,
     Identity,
     Merging,
+    Method,
     QuantisedRun,
     Record,
     Run,
@@ -30,6 +30,7 @@ from evaluation.spec import (
     Training,
     key,
 )
+from evaluation.strategies import strategy
 from variants.core import method
 
 NOTHING: Mapping[str, Record] = MappingProxyType({})
@@ -37,12 +38,31 @@ NOTHING: Mapping[str, Record] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Tally:
-    """How many runs of one method (None: of all together) and stage are done, and how many are left."""
+    """How many runs of one method (None: of all together) and stage are done, and how many are left, with how many
+    training steps."""
 
     entry: Entry | None
     stage: str
     done: int
     left: int
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class Search:
+    """A method's search as far as the records decide: its runs; whether all of them are there; what it chose."""
+
+    runs: list[ScoreRun]
+    complete: bool
+    winner: Setting | None
+
+    @property
+    def lost(self) -> bool:
+        """All of it has been run, and everything diverged."""
+        return self.complete and self.winner is None
+
+
+Searches = Mapping[str, Search]  # by label
 
 
 @dataclass(frozen=True)
@@ -74,25 +94,25 @@ class Plan:
         return replace(self, steps=matched_steps(speed)), records
 
     def runs(self, records: Mapping[str, Record]) -> list[Run]:
-        """Every run that is known to be needed, given the records so far: trials beyond a method's grid appear when the
-        grid is complete, its final runs when its search is, the speed run when nothing else is left. Where it decides
-        how many steps the others take, it is the first and at first the only one."""
+        """Every run that is known to be needed, given the records so far: what a search tries next appears when all
+        before it is there, a method's final runs when its search is complete, the speed run when nothing else is left.
+        Where it decides how many steps the others take, it is the first and at first the only one."""
         plan, known = self.paced(records)
         if plan is not self:
             return plan.runs(known) if plan.steps else [self.speed_run()]
-        entries = costly_first(self.suite.methods)
-        searches = [self.search(entry, records) for entry in entries]
+        entries, searches = costly_first(self.suite.methods), self.searches(records)
         # Rate by rate, so that after the first round the time of every method's runs is known.
-        found: list[Run] = [run for rank in zip_longest(*searches) for run in rank if run is not None]
-        seeds = self.seeds(records)
+        ranks = zip_longest(*(searches[entry.label].runs for entry in entries))
+        found: list[Run] = [run for rank in ranks for run in rank if run is not None]
+        seeds = self._seeds(searches, records)
         for entry in entries:
-            rate = self.rate(entry, records)
-            if rate is not None:
-                found += self.final(entry, rate, seeds[entry.label])
+            setting = searches[entry.label].winner
+            if setting is not None:
+                found += self.final(entry, setting, seeds[entry.label])
         if self.suite.quantised:
             found.append(self.quantised_run())
         if self.suite.speed and (self.steps or all(key(run) in records for run in found)):
-            found.append(self.speed_run())
+            found.append(self._speed_run(searches))
         return found
 
     def total(self, records: Mapping[str, Record] = NOTHING) -> int:
@@ -102,85 +122,107 @@ class Plan:
         if plan is not self:
             return plan.total(known)
         suite, seeds = self.suite, self.seeds(records)
-        scores = sum(suite.search_runs_of(entry) + seeds[entry.label] for entry in suite.methods)
+        scores = sum(self.search_runs_of(entry) + seeds[entry.label] for entry in suite.methods)
         return scores + bool(suite.quantised) + bool(suite.speed)
+
+    def search_runs_of(self, entry: Entry) -> int:
+        """The runs of a method's whole search."""
+        return strategy(self.suite, entry).trials * self.suite.protocol.search_seeds
 
     def tallies(self, records: Mapping[str, Record]) -> list[Tally]:
         """What of each method and stage is recorded, and what is left; runs of another setting do not count."""
         plan, known = self.paced(records)
         if plan is not self:
             return plan.tallies(known)
-        found, seeds = [], self.seeds(records)
+        searches = self.searches(records)
+        found, seeds = [], self._seeds(searches, records)
         for entry in costly_first(self.suite.methods):
-            search = self.search(entry, records)
-            wanted = self.suite.search_runs_of(entry)
-            rate, lost = self.rate(entry, records), self._lost(entry, records)
-            final = [] if rate is None else self.final(entry, rate, seeds[entry.label])
-            expected = {"search": wanted, "final": 0 if lost else seeds[entry.label]}
-            for stage, runs in (("search", search), ("final", final)):
-                done = sum(key(run) in records for run in runs)
-                if expected[stage] or runs:
-                    found.append(Tally(entry, stage, done, expected[stage] - done))
-        for run in self._of_all_methods():
-            done = int(key(run) in records)
-            found.append(Tally(None, run.kind, done, 1 - done))
+            search, number = searches[entry.label], seeds[entry.label]
+            final = [] if search.winner is None else self.final(entry, search.winner, number)
+            lengths = {
+                "search": self._search_lengths(entry),
+                "final": [self._steps(entry)] * (0 if search.lost else number),
+            }
+            for stage, runs in (("search", search.runs), ("final", final)):
+                done = [run for run in runs if key(run) in records]
+                if lengths[stage] or runs:
+                    steps = sum(lengths[stage]) - sum(run.training.steps for run in done)
+                    found.append(Tally(entry, stage, len(done), len(lengths[stage]) - len(done), steps))
+        for run in self._of_all_methods(searches):
+            done_already = int(key(run) in records)
+            found.append(Tally(None, run.kind, done_already, 1 - done_already))
         return found
 
-    def _of_all_methods(self) -> list[QuantisedRun | SpeedRun]:
+    def _search_lengths(self, entry: Entry) -> list[int]:
+        """Training steps of the runs of a method's whole search."""
+        own = [steps or self._steps(entry) for steps in strategy(self.suite, entry).lengths]
+        return own * self.suite.protocol.search_seeds
+
+    def _of_all_methods(self, searches: Searches) -> list[QuantisedRun | SpeedRun]:
         suite = self.suite
         found: list[QuantisedRun | SpeedRun] = [self.quantised_run()] if suite.quantised else []
-        return [*found, self.speed_run()] if suite.speed else found
+        return [*found, self._speed_run(searches)] if suite.speed else found
+
+    # ---- the search -------------------------------------------------------------------------------------------------
+    def searches(self, records: Mapping[str, Record]) -> dict[str, Search]:
+        """The search of every method, by label."""
+        return {entry.label: self.searched(entry, records) for entry in self.suite.methods}
+
+    def searched(self, entry: Entry, records: Mapping[str, Record] = NOTHING) -> Search:
+        """The runs among which a method's setting is chosen, as far as the records decide which. None where there is
+        only one."""
+        search, found, runs = strategy(self.suite, entry), list[Trial](), list[ScoreRun]()
+        while settings := search.propose(found):
+            tried = [(setting, self._trial(entry, setting)) for setting in settings]
+            runs += [run for _, seeds in tried for run in seeds]
+            trials = outcomes(tried, records)
+            if trials is None:
+                return Search(runs, complete=False, winner=None)
+            found += trials
+        return Search(runs, complete=True, winner=search.winner(found))
 
     def search(self, entry: Entry, records: Mapping[str, Record] = NOTHING) -> list[ScoreRun]:
-        """The runs among which a method's learning rate is chosen, as far as the records decide which: the grid, and
-        one trial more for every one before it that is complete. None where there is only one rate."""
-        protocol, points = self.suite.protocol, self.suite.points_of(entry)
-        if points == 1:
-            return []
-        rates = grid(self.centre(entry), points, protocol.per_decade)
-        runs = [run for rate in rates for run in self._trial(entry, rate)]
-        while len(runs) < self.suite.search_runs_of(entry) and (found := trials(runs, records)) is not None:
-            runs += self._trial(entry, next_rate(found, protocol.per_decade))
-        return runs
+        """The runs of ``searched``."""
+        return self.searched(entry, records).runs
 
-    def _trial(self, entry: Entry, rate: float) -> list[ScoreRun]:
-        """One rate with every search seed: 0, -1, -2 ..., since final runs count upwards from 1."""
+    def _trial(self, entry: Entry, setting: Setting) -> list[ScoreRun]:
+        """One setting with every search seed: 0, -1, -2 ..., since final runs count upwards from 1."""
         seeds = self.suite.protocol.search_seeds
-        return [self._score_run(entry, "search", rate, -i) for i in range(seeds)]
+        return [self._score_run(entry, "search", setting, -i) for i in range(seeds)]
 
     def rate(self, entry: Entry, records: Mapping[str, Record]) -> float | None:
-        """The learning rate of the final runs: the only one there is, or the best of the search; None until then."""
-        if self.suite.points_of(entry) == 1:
-            return grid(self.centre(entry), 1, self.suite.protocol.per_decade)[0]
-        runs = self.search(entry, records)
-        return chosen_rate(runs, records) if len(runs) == self.suite.search_runs_of(entry) else None
+        """The learning rate of the final runs: the only one there is, or that of the search's best; None until then,
+        and where everything diverged."""
+        winner = self.searched(entry, records).winner
+        return None if winner is None else winner.lr
 
-    def final(self, entry: Entry, rate: float, seeds: int | None = None) -> list[ScoreRun]:
+    # ---- what is reported -------------------------------------------------------------------------------------------
+    def final(self, entry: Entry, setting: Setting, seeds: int | None = None) -> list[ScoreRun]:
         """The runs that are reported: as many as the suite says unless ``seeds`` are given."""
-        return [self._score_run(entry, "final", rate, 1 + i) for i in range(seeds or self.suite.seeds_of(entry))]
+        return [self._score_run(entry, "final", setting, 1 + i) for i in range(seeds or self.suite.seeds_of(entry))]
 
     def seeds(self, records: Mapping[str, Record]) -> dict[str, int]:
         """How many final runs each method has, by label: with ``max_seeds``, more while a pair is undecided."""
+        capped = self.suite.protocol.max_seeds is not None
+        return self._seeds(self.searches(records) if capped else {}, records)
+
+    def _seeds(self, searches: Searches, records: Mapping[str, Record]) -> dict[str, int]:
         counts = {entry.label: self.suite.seeds_of(entry) for entry in self.suite.methods}
         cap = self.suite.protocol.max_seeds
-        if cap is None:
+        if cap is None or not all(search.complete for search in searches.values()):
             return counts
-        rates = {entry.label: (entry, self.rate(entry, records)) for entry in self.suite.methods}
-        if any(rate is None and not self._lost(entry, records) for entry, rate in rates.values()):
-            return counts
-        finals = {label: self.final(entry, rate, cap) for label, (entry, rate) in rates.items() if rate is not None}
+        winners = {entry.label: (entry, searches[entry.label].winner) for entry in self.suite.methods}
+        finals = {label: self.final(entry, won, cap) for label, (entry, won) in winners.items() if won is not None}
         return counts | seeds_needed(self.suite.protocol, finals, records)
 
-    def _lost(self, entry: Entry, records: Mapping[str, Record]) -> bool:
-        """Whether a method's whole search has been run and left no rate: all diverged."""
-        search = self.search(entry, records)
-        complete = len(search) == self.suite.search_runs_of(entry) and trials(search, records) is not None
-        return complete and self.rate(entry, records) is None
+    def speed_run(self, records: Mapping[str, Record] = NOTHING) -> SpeedRun:
+        return self._speed_run(self.searches(records))
 
-    def speed_run(self) -> SpeedRun:
+    def _speed_run(self, searches: Searches) -> SpeedRun:
+        """Of every method as its final runs have it, or as the suite has it where there are none."""
         assert self.suite.speed is not None
         return SpeedRun(
-            methods={entry.label: entry.method for entry in self.suite.methods},
+            methods={entry.label: _method(entry, searches[entry.label].winner) for entry in self.suite.methods},
             places={entry.label: entry.where for entry in self.suite.methods if entry.where},
             baseline=self.suite.baseline,
             where=self.suite.where,
@@ -193,22 +235,14 @@ class Plan:
         assert self.suite.quantised is not None
         return QuantisedRun(where=self.suite.where, quantised=self.suite.quantised, **self._common(()))
 
-    def centre(self, entry: Entry) -> float:
-        """The middle of a method's grid: its own ``lr`` in the suite, else the prior relative to LoRA's. Under the
-        ruleset ``defaults`` the prior, whatever the suite found out."""
-        if entry.lr is not None and self.suite.protocol.ruleset == "tuned":
-            return entry.lr
-        cls = method(entry.method.name)
-        return self.suite.training.head_lr if cls.trains == "head" else self.suite.protocol.lr * cls.lr_ratio
-
-    def _score_run(self, entry: Entry, stage: Literal["search", "final"], rate: float, seed: int) -> ScoreRun:
+    def _score_run(self, entry: Entry, stage: Literal["search", "final"], setting: Setting, seed: int) -> ScoreRun:
         first = stage == "final" and seed == 1
         merging: Merging | None = self.suite.merging if first else None
         spectrum = self._spectrum(stage, first)
         return ScoreRun(
             stage=stage,
-            method=entry.method,
-            lr=rate,
+            method=_method(entry, setting),
+            lr=setting.lr,
             seed=seed,
             split="validation" if stage == "search" else "test",
             where=self.suite.layers_of(entry),
@@ -217,14 +251,17 @@ class Plan:
             calibration=self.suite.calibration if method(entry.method.name).needs else None,
             keep=self._keeps(entry, stage, first),
             vary=self.suite.vary,
-            forecast=self._forecasts(entry, stage, rate, seed),
+            forecast=self._forecasts(entry, stage, setting, seed),
             curve=self.suite.curve if stage == "final" else None,
-            **self._common((entry,), spectrum) | {"training": self._training(entry)},
+            **self._common((entry,), spectrum) | {"training": self._training(entry, setting)},
         )
 
-    def _training(self, entry: Entry) -> Training:
-        steps = (self.steps or {}).get(entry.label)
-        return self.suite.training if steps is None else self.suite.training.model_copy(update={"steps": steps})
+    def _training(self, entry: Entry, setting: Setting) -> Training:
+        return self.suite.training.model_copy(update={"steps": self._steps(entry)} | dict(setting.training))
+
+    def _steps(self, entry: Entry) -> int:
+        """Of a run in full length."""
+        return (self.steps or {}).get(entry.label, self.suite.training.steps)
 
     def _spectrum(self, stage: str, first: bool) -> Spectrum | None:
         """In full on a method's first final run; of the others, what comparing seeds takes."""
@@ -238,14 +275,13 @@ class Plan:
         wanted = {"all": stage == "final", "first": first, "none": False}[self.suite.keep]
         return wanted and ":" not in entry.method.name
 
-    def _forecasts(self, entry: Entry, stage: str, rate: float, seed: int) -> bool:
+    def _forecasts(self, entry: Entry, stage: str, setting: Setting, seed: int) -> bool:
         """Whether a run measures the curvature at the start: the first of its method, as a forecast comes before."""
         if not self.suite.protocol.forecast:
             return False
-        points = self.suite.points_of(entry)
-        # By its rate, not by its place in the search: it stays the same run whatever the search is extended by.
-        lowest = grid(self.centre(entry), points, self.suite.protocol.per_decade)[0]
-        return (stage, seed, rate) == (("search", 0, lowest) if points > 1 else ("final", 1, rate))
+        # By its setting, not by its place in the search: it stays the same run whatever the search is extended by.
+        first = next(iter(strategy(self.suite, entry).propose(())), None)
+        return (stage, seed) == ("final", 1) if first is None else (stage, seed, setting) == ("search", 0, first)
 
     def _common(self, entries: tuple[Entry, ...], spectrum: Spectrum | None = None) -> dict[str, Any]:
         suite = self.suite
@@ -264,11 +300,12 @@ class Plan:
         }
 
 
-def chosen_rate(search: Iterable[ScoreRun], records: Mapping[str, Record]) -> float | None:
-    """The rate with the best mean validation score (the lower loss decides ties), when all of the search has been
-    run. None while a run is missing or failed, and where every rate diverged with some seed."""
-    found = best(trials(search, records) or ())
-    return None if found is None else found.rate
+def _method(entry: Entry, setting: Setting | None) -> Method:
+    """The method with what the setting changes of it."""
+    if setting is None or not setting.hyperparameters:
+        return entry.method
+    changed = entry.method.hyperparameters | dict(setting.hyperparameters)
+    return entry.method.model_copy(update={"hyperparameters": changed})
 
 
 def costly_first(entries: tuple[Entry, ...]) -> list[Entry]:

@@ -6,7 +6,8 @@ import dataclasses
 
 from evaluation.architectures import Architecture, architecture, layers
 from evaluation.budgets import Budget, largest_within, parsed_budget
-from evaluation.spec import Entry, Method, Suite, Unusable
+from evaluation.space import check_space
+from evaluation.spec import Entry, Method, Suite, Unusable, alike
 from variants.core import Refused, UnknownHyperparameter, UnknownMethod, create, method
 
 
@@ -14,7 +15,8 @@ def resolve(suite: Suite) -> Suite:
     """The suite with every hyperparameter of every method spelt out, sizes by its budget included.
 
     Raises:
-        Unusable: an unknown method or hyperparameter, the same method twice, or a budget that a method cannot meet.
+        Unusable: an unknown method or hyperparameter, the same method twice, a budget that a method cannot
+            meet, or a space of the search that a method cannot take.
     """
     if suite.budget is None:
         entries = tuple(map(_resolved, suite.methods))
@@ -24,10 +26,15 @@ def resolve(suite: Suite) -> Suite:
         entries = tuple(_resolved(_sized(entry, found, suite.layers_of(entry), most)) for entry in suite.methods)
     for i, entry in enumerate(entries):
         for other in entries[:i]:
-            if entry.method == other.method and suite.layers_of(entry) == suite.layers_of(other):
+            same_place = suite.layers_of(entry) == suite.layers_of(other)
+            if same_place and alike(entry.method, other.method, suite.searched):
                 # Their runs could not be told apart.
-                raise Unusable(f"{other.label!r} and {entry.label!r} are the same method with the same hyperparameters")
-    return suite.model_copy(update={"methods": entries})
+                apart = " apart from what is searched" if entry.method != other.method else ""
+                same = f"{other.label!r} and {entry.label!r} are the same method with the same hyperparameters"
+                raise Unusable(same + apart)
+    resolved = suite.model_copy(update={"methods": entries})
+    check_space(resolved)
+    return resolved
 
 
 def _sized(entry: Entry, found: Architecture, where: tuple[str, ...], budget: Budget) -> Entry:

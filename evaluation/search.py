@@ -1,6 +1,7 @@
-"""The search for a learning rate: a grid, and then the rest of the budget where the best rate lies.
+"""The search for a method's setting: what is tried, what came of it, and the strategies that say what to try next.
 
-Every method gets the same number of trials. A trial is one rate, run with every search seed and scored on validation.
+Every method gets the same number of trials. A trial is one setting, run with every search seed, scored on validation. A
+strategy is a pure function of the trials so far, so that a killed comparison goes on where it was.
 """
 
 from __future__ import annotations
@@ -10,23 +11,101 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import itemgetter
+from typing import Any, Protocol
 
 from evaluation.measures.score import primary
 from evaluation.spec import Record, ScoreRun, Unusable, key
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One rate with its mean score (the primary measure) and loss over the search seeds; None where a seed diverged."""
+class Setting:
+    """What a trial fixes: a learning rate, and what differs from the suite's hyperparameters and training settings."""
 
-    rate: float
+    lr: float
+    hyperparameters: tuple[tuple[str, Any], ...] = ()
+    training: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A setting with its mean score (the primary measure) and loss over the search seeds; None where a seed
+    diverged."""
+
+    setting: Setting
     score: float | None
     loss: float | None
+
+    @property
+    def rate(self) -> float:
+        return self.setting.lr
 
     @property
     def rank(self) -> tuple[float, float]:
         """Higher is better: score, then the lower loss."""
         return (-math.inf, 0.0) if self.score is None or self.loss is None else (self.score, -self.loss)
+
+
+class Strategy(Protocol):
+    """What to try next, given all that came of it so far."""
+
+    @property
+    def trials(self) -> int:
+        """How many it comes to."""
+
+    @property
+    def lengths(self) -> Sequence[int | None]:
+        """Training steps of each of them; None for the suite's."""
+
+    def propose(self, found: Sequence[Trial]) -> list[Setting]:
+        """The settings to try next; none when the search is over."""
+
+    def winner(self, found: Sequence[Trial]) -> Setting | None:
+        """What the final runs use, when the search is over; None where everything diverged."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """No search: there is one setting."""
+
+    setting: Setting
+    trials: int = 0
+    lengths: Sequence[int | None] = ()
+
+    def propose(self, found: Sequence[Trial]) -> list[Setting]:
+        return []
+
+    def winner(self, found: Sequence[Trial]) -> Setting | None:
+        return self.setting
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A log grid of ``points`` rates, then the rest of ``trials`` one by one where the best rate lies.
+
+    Args:
+        training: what its runs train with in place of the suite's settings.
+    """
+
+    centre: float
+    points: int
+    per_decade: int
+    trials: int
+    training: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def lengths(self) -> Sequence[int | None]:
+        return (None,) * self.trials
+
+    def propose(self, found: Sequence[Trial]) -> list[Setting]:
+        if not found:
+            rates = grid(self.centre, self.points, self.per_decade)
+        else:
+            rates = [next_rate(found, self.per_decade)] if len(found) < self.trials else []
+        return [Setting(rate, training=self.training) for rate in rates]
+
+    def winner(self, found: Sequence[Trial]) -> Setting | None:
+        top = best(found)
+        return None if top is None else top.setting
 
 
 def grid(centre: float, points: int, per_decade: int) -> list[float]:
@@ -36,21 +115,18 @@ def grid(centre: float, points: int, per_decade: int) -> list[float]:
         Unusable: so many to a decade that rates coincide, or a span beyond what a number can hold.
     """
     exponents = [(i - (points - 1) / 2) / per_decade for i in range(points)]
-    rates = [_rounded(centre * 10**e) for e in exponents] if max(map(abs, exponents)) < 100 else []
+    rates = [rounded(centre * 10**e) for e in exponents] if max(map(abs, exponents)) < 100 else []
     if len(set(rates)) < points or not all(0 < rate < float("inf") for rate in rates):
         raise Unusable(f"protocol: {points} points, {per_decade} per decade, around {centre:g} are not {points} rates")
     return rates
 
 
-def trials(search: Iterable[ScoreRun], records: Mapping[str, Record]) -> list[Trial] | None:
-    """The trials of the runs of a search, in their order; None while a run is missing or failed."""
-    by_rate: dict[float, list[Record]] = {}
-    for run in search:
-        record = records.get(key(run))
-        if record is None or record.status == "failed":
-            return None
-        by_rate.setdefault(run.lr, []).append(record)
-    return [_trial(rate, seeds) for rate, seeds in by_rate.items()]
+def outcomes(tried: Iterable[tuple[Setting, Sequence[ScoreRun]]], records: Mapping[str, Record]) -> list[Trial] | None:
+    """The trials of settings and their runs, in their order; None while a run is missing or failed."""
+    found = [(setting, [records.get(key(run)) for run in runs]) for setting, runs in tried]
+    if any(record is None or record.status == "failed" for _, seeds in found for record in seeds):
+        return None
+    return [_trial(setting, [record for record in seeds if record]) for setting, seeds in found]
 
 
 def best(found: Sequence[Trial]) -> Trial | None:
@@ -70,15 +146,15 @@ def next_rate(found: Sequence[Trial], per_decade: int) -> float:
     top = best(ordered)
     at = 0 if top is None else ordered.index(top)
     if at == 0:
-        return _rounded(ordered[0].rate / step)
+        return rounded(ordered[0].rate / step)
     if at == len(ordered) - 1:
-        return _rounded(ordered[-1].rate * step)
+        return rounded(ordered[-1].rate * step)
     beside = sorted((ordered[at - 1], ordered[at + 1]), key=lambda trial: trial.rank, reverse=True)
     gaps = [*((ordered[at].rate, trial.rate) for trial in beside), *((a.rate, b.rate) for a, b in pairwise(ordered))]
     widest = [*sorted(gaps[:2], key=_width, reverse=True), *sorted(gaps[2:], key=_width, reverse=True)]
     taken = {trial.rate for trial in ordered}
-    middles = (_rounded(math.sqrt(a * b)) for a, b in widest)
-    return next((rate for rate in middles if rate not in taken), _rounded(ordered[-1].rate * step))
+    middles = (rounded(math.sqrt(a * b)) for a, b in widest)
+    return next((rate for rate in middles if rate not in taken), rounded(ordered[-1].rate * step))
 
 
 def _width(gap: tuple[float, float]) -> float:
@@ -86,13 +162,14 @@ def _width(gap: tuple[float, float]) -> float:
     return round(abs(math.log10(gap[0] / gap[1])), 2)
 
 
-def _trial(rate: float, records: Sequence[Record]) -> Trial:
+def _trial(setting: Setting, records: Sequence[Record]) -> Trial:
     if any(record.status == "diverged" for record in records):
-        return Trial(rate, None, None)
+        return Trial(setting, None, None)
     scores = [record.measures["score"] for record in records]
     means = (math.fsum(value(score) for score in scores) / len(scores) for value in (primary, itemgetter("loss")))
-    return Trial(rate, *means)
+    return Trial(setting, *means)
 
 
-def _rounded(rate: float) -> float:
+def rounded(rate: float) -> float:
+    """To 3 significant digits, as rates are written."""
     return float(f"{rate:.3g}")

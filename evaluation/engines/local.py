@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from evaluation.protocol import Plan
 from evaluation.quiet import QUIET
+from evaluation.space import extremes
 from evaluation.spec import Record, Run, ScoreRun, SpeedRun, Suite, Unusable, key
 from evaluation.store import Store
 
@@ -189,7 +190,7 @@ class LocalEngine:
     def _check(self) -> None:
         """Tries every method on the model before anything is stored; meanwhile the other workers load."""
         pool = self._executor()
-        checks = [pool.submit(_check, self.plan.suite)]
+        checks = [pool.submit(_check, extremes(self.plan.suite))]
         checks += [pool.submit(_check, None) for _ in range(self.workers - 1)]
         for check in checks:
             try:
@@ -211,15 +212,18 @@ class LocalEngine:
 def seconds_left(plan: Plan, records: dict[str, Record], workers: int) -> float | None:
     """Seconds until a plan is complete; None before the first record.
 
-    Each missing run is expected to take the mean time of runs of the same method and stage, else of the same stage,
-    else of all so far.
+    Each missing step is expected to take the mean time that runs of the same method and stage took a step, else those
+    of the same stage, else all so far: the runs of a race differ in length. Where training time is matched it is runs
+    that are alike, whatever their steps.
     """
+    matched = plan.suite.match == "seconds"
     scores = [r for r in records.values() if isinstance(r.run, ScoreRun)]
     if not scores:
         return None
 
-    def mean(chosen: list[Record]) -> float | None:
-        return sum(r.seconds["total"] for r in chosen) / len(chosen) if chosen else None
+    def each(chosen: list[Record]) -> float | None:
+        number = len(chosen) if matched else _steps(chosen)
+        return sum(r.seconds["total"] for r in chosen) / number if chosen else None
 
     total = 0.0
     for tally in plan.tallies(records):
@@ -227,19 +231,24 @@ def seconds_left(plan: Plan, records: dict[str, Record], workers: int) -> float 
             total += tally.left * workers * _speed_guess(plan, scores)
             continue
         if tally.entry is None:
-            total += tally.left * (mean(scores) or 0.0)
+            total += tally.left * sum(r.seconds["total"] for r in scores) / len(scores)
             continue
         same_stage = [r for r in scores if isinstance(r.run, ScoreRun) and r.run.stage == tally.stage]
-        same = [r for r in same_stage if isinstance(r.run, ScoreRun) and r.run.method == tally.entry.method]
-        total += tally.left * (mean(same) or mean(same_stage) or mean(scores) or 0.0)
+        same = [r for r in same_stage if isinstance(r.run, ScoreRun) and plan.suite.is_of(tally.entry, r.run)]
+        left = tally.left if matched else tally.steps
+        total += left * (each(same) or each(same_stage) or each(scores) or 0.0)
     return total / workers
 
 
 def _speed_guess(plan: Plan, scores: list[Record]) -> float:
-    per_step = [sum(r.seconds.get(p, 0.0) for p in ("forward", "backward", "optimiser")) for r in scores]
-    step = sum(per_step) / len(per_step) / plan.suite.training.steps
+    spent = [sum(r.seconds.get(p, 0.0) for p in ("forward", "backward", "optimiser")) for r in scores]
+    step = sum(spent) / _steps(scores)
     assert plan.suite.speed is not None
     return step * (plan.suite.speed.warmup + plan.suite.speed.rounds) * (len(plan.suite.methods) + 2)
+
+
+def _steps(records: list[Record]) -> int:
+    return sum(r.run.training.steps for r in records)
 
 
 def _failure(run: Run, error: str) -> Record:

@@ -19,11 +19,13 @@ from evaluation.spec.runs import (
     Run as Run,
     ScoreRun as ScoreRun,
     SpeedRun as SpeedRun,
+    alike as alike,
     key as key,
 )
 from evaluation.spec.sections import (
     AXES as AXES,
     ENTRY_KEYS as ENTRY_KEYS,
+    TUNABLE as TUNABLE,
     Axis as Axis,
     Calibration as Calibration,
     Curve as Curve,
@@ -40,5 +42,6 @@ from evaluation.spec.suite import (
     Suite as Suite,
 )
 from evaluation.spec.values import (
+    SCALES as SCALES,
     Unusable as Unusable,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
@@ -99,6 +100,14 @@ class QuantisedRun(Frozen):
 
 
 Run = Annotated[ScoreRun | SpeedRun | QuantisedRun, Field(discriminator="kind")]
+
+
+def alike(a: Method, b: Method, searched: Collection[str]) -> bool:
+    """Whether two are the same method with the same hyperparameters, apart from those which are searched."""
+    mine, other = (
+        {name: value for name, value in method.hyperparameters.items() if name not in searched} for method in (a, b)
+    )
+    return a.name == b.name and mine == other
 
 
 def key(run: Run) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from evaluation.spec.values import Count, Frozen, Names, Positive, Share, off
+from evaluation.spec.values import SCALES, Choices, Count, Frozen, Names, Positive, Several, Share, Span, off
 from variants.core.rounding import FORMATS, Format
 
 
@@ -76,6 +76,9 @@ class Training(Frozen):
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="Of the products in training.")
 
 
+TUNABLE = ("head_lr", "weight_decay", "warmup", "adapter_dropout")  # of Training, by a search over several
+
+
 class Protocol(Frozen):
     """How learning rates and seeds are chosen. A method's own centre is ``lr`` times its ``lr_ratio``. With one point
     there is nothing to search: final runs use the centre."""
@@ -105,12 +108,55 @@ class Protocol(Frozen):
         default=False, description="Measure the curvature at the start, which forecasts learning rates."
     )
 
+    racing: Several | None = Field(
+        default=None,
+        description="Race the rates: all of them with shortened runs, the best one in so many with longer ones, and "
+        "so on; what is left runs all steps.",
+    )
+    rungs: Several = Field(
+        default=2,
+        description="Lengths of a race's runs: the last has all steps, each before it one in `racing` of them.",
+    )
+    racing_audit: Annotated[bool, Field(strict=True)] = Field(
+        default=False, description="Run the full grid beside a race, to measure what the race saves and loses."
+    )
+    space: dict[str, Span | Choices] = Field(
+        default_factory=dict,
+        description="Search several hyperparameters, quasi-randomly (needs the extra `optuna`), with `trials` settings "
+        "a method. Each is [low, high, scale], with a scale linear, log, int or int-log, or a list of choices. `lr` is "
+        "LoRA's, relative to its centre; the rest are hyperparameters of methods, head_lr, weight_decay, warmup and "
+        "adapter_dropout.",
+    )
+    space_seed: Annotated[int, Field(ge=0, strict=True)] = Field(default=0, description="Which settings are drawn.")
+
     @model_validator(mode="after")
     def _consistent(self) -> Protocol:
-        if self.trials is not None and self.trials < self.points:
+        if self.trials is not None and self.trials < self.points and not self.space:
             raise ValueError(f"{self.points} points are more than {self.trials} trials: change one of them")
+        if self.racing_audit and (self.racing is None or self.trials is not None):
+            raise ValueError("racing_audit compares a race with the full grid: set `racing`, and leave `trials` out")
         if self.max_seeds is not None and not 2 <= self.seeds < self.max_seeds:
             raise ValueError(f"seeds go from {self.seeds} up to {self.max_seeds}: begin with at least 2, end with more")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_space(self) -> Protocol:
+        if not self.space:
+            return self
+        if self.trials is None or self.racing is not None:
+            raise ValueError(
+                "a space is searched with `trials` settings, all of full length: give it, without `racing`"
+            )
+        if "lr" not in self.space:
+            raise ValueError(
+                'space without a learning rate, which no method does without: add lr = [1e-4, 1e-2, "log"]'
+            )
+        rates = [value for value in self.space["lr"] if value not in SCALES]
+        positive = all(type(rate) in (int, float) and float(rate) > 0 for rate in rates)
+        if not positive or {"int", "int-log"} & set(self.space["lr"]):
+            raise ValueError(
+                f'space.lr is {list(self.space["lr"])}: give rates above 0, as in lr = [1e-4, 1e-2, "log"]'
+            )
         return self
 
 

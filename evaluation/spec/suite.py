@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from evaluation.spec.runs import ScoreRun, alike
 from evaluation.spec.sections import (
     AXES,
     Axis,
@@ -67,10 +68,21 @@ class Suite(Frozen):
         """The learning rates of a method's grid; with one, there is no search."""
         return 1 if self.protocol.ruleset == "defaults" else entry.points or self.protocol.points
 
-    def search_runs_of(self, entry: Entry) -> int:
-        """The runs of a method's whole search."""
+    def trials_of(self, entry: Entry) -> int:
+        """The settings that a method's search tries, learning rates unless the protocol has a space; 0 without one."""
+        if self.protocol.ruleset == "tuned" and self.protocol.space:
+            return self.protocol.trials or 0
         points = self.points_of(entry)
-        return max(points, self.protocol.trials or 0) * self.protocol.search_seeds if points > 1 else 0
+        return max(points, self.protocol.trials or 0) if points > 1 else 0
+
+    def is_of(self, entry: Entry, run: ScoreRun) -> bool:
+        """Whether a run is one of this entry's, whatever the search has made of what it searches."""
+        return alike(entry.method, run.method, self.searched) and self.layers_of(entry) == run.where
+
+    @property
+    def searched(self) -> frozenset[str]:
+        """The names of what is searched beside the learning rate."""
+        return frozenset(self.protocol.space) if self.protocol.ruleset == "tuned" else frozenset()
 
     def seeds_of(self, entry: Entry) -> int:
         """The final runs of a method."""
@@ -106,6 +118,8 @@ class Suite(Frozen):
         wide = next((e for e in self.methods if (e.points or 0) > (self.protocol.trials or 1e9)), None)
         if wide:
             raise ValueError(f"{wide.label!r} has more points than the {self.protocol.trials} trials of all")
+        if self.protocol.space and (wide := next((e for e in self.methods if e.points), None)):
+            raise ValueError(f"{wide.label!r} has points of its own, and a space is searched with the trials of all")
         own = next((entry.label for entry in self.methods if entry.seeds), None)
         if own and self.protocol.max_seeds:
             raise ValueError(f"{own!r} has `seeds` of its own, and protocol.max_seeds adds seeds: leave one out")
@@ -115,11 +129,24 @@ class Suite(Frozen):
     def _timed_as_trained(self) -> Suite:
         """Ratios of step times depend on the number of rows: overheads weigh more on small batches."""
         rows = self.training.batch_size
+        other = "racing" if self.protocol.racing else "space" if self.protocol.space else None
+        if self.match == "seconds" and other:  # it changes the steps of a run, or what a step costs
+            raise ValueError(f"match = 'seconds' goes with a grid of learning rates: leave protocol.{other} out")
         if self.match == "seconds" and self.speed is None:
             raise ValueError("match = 'seconds' takes its step times from the speed run: leave `speed = false` out")
         if self.match == "seconds" and self.speed and self.speed.batch_size != rows:
             raise ValueError(
                 f"match = 'seconds' needs steps timed as they are trained: write speed.batch_size = {rows}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _long_enough_to_race(self) -> Suite:
+        keep, rungs = self.protocol.racing, self.protocol.rungs
+        if keep is not None and self.training.steps < keep ** (rungs - 1):
+            raise ValueError(
+                f"{self.training.steps} steps are too few for {rungs} rungs of racing {keep}, whose first would train "
+                "for less than a step: lower `rungs`"
             )
         return self
 

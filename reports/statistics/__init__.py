@@ -39,6 +39,12 @@ from reports.statistics.proportions import (
     Bounded as Bounded,
     paired_proportions as paired_proportions,
 )
+from reports.statistics.racing import (
+    promoted as promoted,
+    rung_sizes as rung_sizes,
+    rung_steps as rung_steps,
+    share_of_steps as share_of_steps,
+)
 from reports.statistics.ranks import (
     CriticalDifference as CriticalDifference,
     Refusal as Refusal,

@@ -208,6 +208,7 @@ def test_an_impossible_grid_is_refused_before_anything_is_timed() -> None:
             {"speed.batch_size": "3"},
             "match = 'seconds' needs steps timed as they are trained: write speed.batch_size = 8",
         ),
+        ({"protocol.racing": "3"}, "match = 'seconds' goes with a grid of learning rates: leave protocol.racing out"),
         ({"match": "minutes"}, "match: Input should be 'steps' or 'seconds'"),
     ],
 )

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from evaluation.protocol import Plan, chosen_rate, costly_first
+from evaluation.protocol import Plan, costly_first
 from evaluation.resolving import resolve
-from evaluation.search import grid
+from evaluation.search import Setting, grid
 from evaluation.spec import (
     Curve,
     Entry,
@@ -29,6 +29,7 @@ from evaluation.spec import (
     key,
     load_suite,
 )
+from evaluation.strategies import centre
 from tests.evaluation import toy
 
 METHODS = ("lora", "pissa", "stiefel", "full", "probe")
@@ -77,12 +78,12 @@ def test_every_method_has_the_same_number_of_rates_over_the_same_span():
 
 def test_centres():
     p = plan(METHODS, protocol=Protocol(lr=2e-3))
-    assert p.centre(entry_of(p, "lora")) == 2e-3
-    assert p.centre(entry_of(p, "pissa")) == pytest.approx(2e-4)
-    assert p.centre(entry_of(p, "full")) == pytest.approx(2e-4)
-    assert p.centre(entry_of(p, "probe")) == p.suite.training.head_lr
+    assert centre(p.suite, entry_of(p, "lora")) == 2e-3
+    assert centre(p.suite, entry_of(p, "pissa")) == pytest.approx(2e-4)
+    assert centre(p.suite, entry_of(p, "full")) == pytest.approx(2e-4)
+    assert centre(p.suite, entry_of(p, "probe")) == p.suite.training.head_lr
     own = entry_of(p, "pissa").model_copy(update={"lr": 0.7})
-    assert p.centre(own) == 0.7
+    assert centre(p.suite, own) == 0.7
     assert p.search(own)[1].lr == 0.7
 
 
@@ -96,14 +97,14 @@ def test_a_forecast_is_made_in_the_first_run_of_each_method_and_leaves_all_other
     assert [run.method.name for run in chosen] == [entry.label for entry in costly_first(asked.suite.methods)]
     assert all(run.lr == min(r.lr for r in runs if r.method == run.method) for run in chosen)
     entry = entry_of(plain, "lora")
-    assert not any(run.forecast for run in asked.final(entry, 1e-3))
+    assert not any(run.forecast for run in asked.final(entry, Setting(1e-3)))
     assert {key(run) for run in runs} - {key(run) for run in plain.runs({})} == {key(run) for run in chosen}
-    assert asked.final(entry, 1e-3) == plain.final(entry, 1e-3)
+    assert asked.final(entry, Setting(1e-3)) == plain.final(entry, Setting(1e-3))
 
 
 def test_without_a_search_the_first_final_run_makes_it():
     p = plan(("lora", "probe"), protocol=Protocol(points=1, seeds=2, forecast=True))
-    assert [run.forecast for run in p.final(entry_of(p, "lora"), 5e-3)] == [True, False]
+    assert [run.forecast for run in p.final(entry_of(p, "lora"), Setting(5e-3))] == [True, False]
 
 
 # ---- what is run ----------------------------------------------------------------------------------------------------
@@ -193,6 +194,12 @@ def test_long_runs_come_first():
 Chooser = Callable[[list[ScoreRun], Mapping[str, Record]], float | None]
 
 
+def chosen_rate(search: list[ScoreRun], records: Mapping[str, Record]) -> float | None:
+    p = plan()
+    assert search == search_of(p, "lora")
+    return p.rate(entry_of(p, "lora"), records)
+
+
 def choice(choose: Chooser, results: list[tuple[float, float, str] | None]) -> int | None:
     """The place, in the grid, of the chosen rate; a result is (accuracy, loss, status), None where it is missing."""
     search = search_of(plan(), "lora")
@@ -252,7 +259,7 @@ def test_the_test_split_cannot_reach_the_search():
     search = search_of(p, "lora")
     known = by_key(*(record(run, accuracy=run.lr) for run in search))
     before = chosen_rate(search, known)
-    finals = p.final(entry_of(p, "lora"), search[0].lr)
+    finals = p.final(entry_of(p, "lora"), Setting(search[0].lr))
     assert chosen_rate(search, known | by_key(*(record(run, accuracy=1.0) for run in finals))) == before
 
 
@@ -288,13 +295,13 @@ def test_a_method_may_have_a_search_and_seeds_of_its_own():
 @pytest.mark.parametrize(("keep", "kept"), [("first", {1}), ("all", {1, 2}), ("none", set())])
 def test_which_final_runs_keep_their_adapter(keep, kept):
     p = plan(("lora",), keep=keep)
-    assert {run.seed for run in p.final(p.suite.methods[0], 0.1) if run.keep} == kept
+    assert {run.seed for run in p.final(p.suite.methods[0], Setting(0.1)) if run.keep} == kept
     assert not any(run.keep for run in p.search(p.suite.methods[0]))
 
 
 def test_a_peers_adapter_is_its_librarys_to_keep():
     p = plan(methods=(entry("lora"), Entry(label="peer", method=Method(name="peft:lora"))), keep="all")
-    assert not any(run.keep for run in p.final(entry_of(p, "peer"), 0.1))
+    assert not any(run.keep for run in p.final(entry_of(p, "peer"), Setting(0.1)))
 
 
 def test_the_starts_on_a_quantised_base_are_one_run_whatever_the_methods():
@@ -309,7 +316,7 @@ def test_the_starts_on_a_quantised_base_are_one_run_whatever_the_methods():
 
 
 def score_keys(p: Plan) -> dict[str, set[str]]:
-    return {e.label: {key(run) for run in [*p.search(e), *p.final(e, 0.1)]} for e in p.suite.methods}
+    return {e.label: {key(run) for run in [*p.search(e), *p.final(e, Setting(0.1))]} for e in p.suite.methods}
 
 
 def test_another_method_in_the_suite_leaves_the_keys_of_the_rest():
@@ -366,7 +373,7 @@ def left(p: Plan, records: Mapping[str, Record]) -> dict[tuple[str, str], tuple[
 def test_tallies_count_what_is_done_and_what_is_left():
     p = plan(("lora", "probe"))
     records = by_key(*(record(run) for run in search_of(p, "lora")))
-    records |= by_key(*(record(run) for run in p.final(entry_of(p, "lora"), 5e-3)[:1]))
+    records |= by_key(*(record(run) for run in p.final(entry_of(p, "lora"), Setting(5e-3))[:1]))
     assert left(p, records) == {
         ("lora", "search"): (3, 0),
         ("lora", "final"): (0, 2),  # 5e-3 is not the rate that was chosen

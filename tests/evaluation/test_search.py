@@ -9,7 +9,7 @@ import pytest
 
 from evaluation import search
 from evaluation.protocol import Plan
-from evaluation.search import Trial, grid, next_rate
+from evaluation.search import Setting, Trial, grid, next_rate
 from evaluation.spec import Protocol, Record, ScoreRun, key
 from tests.evaluation.test_protocol import by_key, entry, plan, record
 
@@ -24,7 +24,9 @@ def searched(score: Score, budget: int, points: int = 3) -> list[float]:
     rates = grid(1e-2, points, 2)
     while len(rates) < budget:
         found = [
-            Trial(rate, accuracy, None if accuracy is None else 1.0) for rate in rates for accuracy in [score(rate)]
+            Trial(Setting(rate), accuracy, None if accuracy is None else 1.0)
+            for rate in rates
+            for accuracy in [score(rate)]
         ]
         rates.append(next_rate(found, 2))
     return rates
@@ -60,7 +62,8 @@ def test_where_all_diverge_the_search_goes_down() -> None:
 
 def test_neighbours_without_a_number_between_them_send_the_trial_elsewhere() -> None:
     close = [
-        Trial(rate, accuracy, 1.0) for rate, accuracy in ((1.00e-2, 0.5), (1.01e-2, 0.9), (1.02e-2, 0.6), (2e-2, 0.1))
+        Trial(Setting(rate), accuracy, 1.0)
+        for rate, accuracy in ((1.00e-2, 0.5), (1.01e-2, 0.9), (1.02e-2, 0.6), (2e-2, 0.1))
     ]
     assert next_rate(close, 2) == pytest.approx(1.43e-2)
 
@@ -73,7 +76,7 @@ def test_every_method_gets_the_same_number_of_trials_with_every_search_seed() ->
         own = [run for run in ran if run.method.name == label and run.stage == "search"]
         assert len({run.lr for run in own}) == 5
         assert {run.seed for run in own} == {0, -1}
-        assert len(own) == p.suite.search_runs_of(entry(label)) == 10
+        assert len(own) == p.search_runs_of(entry(label)) == 10
     assert p.total() == len(ran) == 33
     finals = {run.method.name: run.lr for run in ran if run.stage == "final"}
     assert finals["pissa"] == max(run.lr for run in ran if run.method.name == "pissa")

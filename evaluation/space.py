@@ -1,0 +1,189 @@
+"""A search over several hyperparameters at once: quasi-random settings, the same points for all methods.
+
+The points are those of a scrambled Sobol sequence, from Optuna's QMC sampler: the i-th follows from the space, the seed
+and i alone. A method takes of every point what it has, so that what two methods share has the same values in both; the
+learning rate is relative to each method's own centre.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from pydantic import ValidationError
+
+from evaluation.search import Setting, Trial, best, rounded
+from evaluation.spec import SCALES, TUNABLE, Entry, Method, Suite, Training, Unusable
+from variants.core import Refused, UnknownHyperparameter, create, method
+from variants.core.registry import suggestion
+
+MOST = 64  # points drawn per trial, before a space is said to have too few different settings
+Point = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class QuasiRandom:
+    """Settings which are all known beforehand."""
+
+    settings: tuple[Setting, ...]
+
+    @property
+    def trials(self) -> int:
+        return len(self.settings)
+
+    @property
+    def lengths(self) -> Sequence[int | None]:
+        return (None,) * self.trials
+
+    def propose(self, found: Sequence[Trial]) -> list[Setting]:
+        return [] if found else list(self.settings)
+
+    def winner(self, found: Sequence[Trial]) -> Setting | None:
+        top = best(found)
+        return None if top is None else top.setting
+
+
+def settings_of(suite: Suite, entry: Entry, factor: float) -> tuple[Setting, ...]:
+    """The settings that a method tries: the first points that differ in what it has.
+
+    Args:
+        factor: the method's learning rate in relation to LoRA's.
+
+    Raises:
+        Unusable: the space has not so many different settings for it, or Optuna is not installed.
+    """
+    wanted, own = suite.trials_of(entry), owned(suite, entry)
+    number = wanted
+    while number <= MOST * wanted:
+        points = drawn(tuple(sorted(suite.protocol.space.items())), number, suite.protocol.space_seed)
+        found = tuple(dict.fromkeys(_setting(point, own, factor) for point in points))
+        if len(found) >= wanted:
+            return found[:wanted]
+        number *= 2
+    raise Unusable(f"protocol.space has fewer than {wanted} different settings for {entry.label!r}: lower `trials`")
+
+
+def owned(suite: Suite, entry: Entry) -> frozenset[str]:
+    """The names of the space which mean something to a method, beside the learning rate."""
+    cls = method(entry.method.name)
+    absent = {"layers": set(), "base": {"adapter_dropout"}, "head": {"adapter_dropout", "head_lr"}}[cls.trains]
+    names = set(TUNABLE) - absent | {field.name for field in dataclasses.fields(cls)} - set(TUNABLE)
+    return frozenset(suite.searched & names)
+
+
+def _setting(point: Point, own: frozenset[str], factor: float) -> Setting:
+    training, others = (
+        tuple(sorted((name, value) for name, value in point.items() if name in own and (name in TUNABLE) is trains))
+        for trains in (True, False)
+    )
+    return Setting(rounded(point["lr"] * factor), hyperparameters=others, training=training)
+
+
+@lru_cache(maxsize=16)
+def drawn(space: tuple[tuple[str, tuple[Any, ...]], ...], number: int, seed: int) -> tuple[Point, ...]:
+    """The first points of the sequence; real numbers to 3 significant digits.
+
+    Raises:
+        Unusable: Optuna is not installed.
+    """
+    try:
+        import optuna
+    except ModuleNotFoundError:
+        raise Unusable(
+            "protocol.space needs the package optuna: install it with pip install 'svdbench[optuna]'"
+        ) from None
+    from optuna.trial import create_trial
+
+    distributions = {name: _distribution(values) for name, values in space}
+    shown = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the sampler is called experimental, and Sobol wants powers of two
+            sampler = optuna.samplers.QMCSampler(qmc_type="sobol", scramble=True, seed=seed)
+            study = optuna.create_study(sampler=sampler)
+            # From a finished trial the sampler knows the space; without one its first point would be no Sobol point.
+            start = {name: _start(values) for name, values in space}
+            study.add_trial(create_trial(params=start, distributions=distributions, value=0.0))
+            asked = [study.ask(distributions).params for _ in range(number)]
+    finally:
+        optuna.logging.set_verbosity(shown)
+    return tuple({name: _short(value) for name, value in point.items()} for point in asked)
+
+
+def _is_span(values: Sequence[Any]) -> bool:
+    return len(values) == 3 and values[2] in SCALES
+
+
+def _start(values: Sequence[Any]) -> Any:
+    return values[0]
+
+
+def _distribution(values: Sequence[Any]) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if not _is_span(values):
+        return CategoricalDistribution(values)
+    low, high, scale = values
+    kind = IntDistribution if scale.startswith("int") else FloatDistribution
+    return kind(low, high, log=scale.endswith("log"))
+
+
+def _short(value: Any) -> Any:
+    return rounded(value) if type(value) is float else value
+
+
+def ends(values: Sequence[Any]) -> tuple[Any, ...]:
+    """The values of a space's entry at which to try whether a method takes them: the ends, or every choice."""
+    return tuple(values[:2]) if _is_span(values) else tuple(values)
+
+
+def check_space(suite: Suite) -> None:
+    """
+    Raises:
+        Unusable: a name that no method has, a value that a method refuses, or a size that the budget already decides.
+    """
+    space = {name: values for name, values in suite.protocol.space.items() if name != "lr"}
+    have = {entry.label: owned(suite, entry) for entry in suite.methods}
+    known = {field.name for e in suite.methods for field in dataclasses.fields(method(e.method.name))} | set(TUNABLE)
+    for name in space:
+        if suite.searched and not any(name in names for names in have.values()):
+            raise Unusable(f"protocol.space: no method here has {name!r}: {suggestion(name, sorted(known))}")
+    for entry in suite.methods:
+        for name in sorted(have[entry.label]):
+            if suite.budget is not None and method(entry.method.name).size == name:
+                raise Unusable(
+                    f"{entry.label}: the budget decides {name!r}, and protocol.space searches it: leave one out"
+                )
+            for value in ends(space[name]):
+                _try(suite, entry, name, value)
+
+
+def _try(suite: Suite, entry: Entry, name: str, value: Any) -> None:
+    try:
+        if name in TUNABLE:
+            Training.model_validate(suite.training.model_dump() | {name: value})
+        else:
+            create(entry.method.name, entry.method.hyperparameters | {name: value})
+    except ValidationError as error:
+        raise Unusable(
+            f"protocol.space.{name}: {value!r} cannot be trained with: {error.errors()[0]['msg']}"
+        ) from error
+    except (UnknownHyperparameter, Refused) as error:
+        raise Unusable(f"protocol.space.{name}: {entry.label} refuses {value!r}: {error}") from error
+
+
+def extremes(suite: Suite) -> Suite:
+    """The suite with every method also at the far end of what is searched of it, to be tried on the model."""
+    found = list(suite.methods)
+    for entry in suite.methods:
+        own = owned(suite, entry) - set(TUNABLE)
+        for end in (0, -1) if own else ():
+            values = {name: ends(suite.protocol.space[name])[end] for name in own}
+            changed = Method(name=entry.method.name, hyperparameters=entry.method.hyperparameters | values)
+            found.append(entry.model_copy(update={"method": changed}))
+    return suite.model_copy(update={"methods": tuple(found)})
