@@ -11,7 +11,7 @@ from reports import statistics
 from reports.drawing import Figure, compose, inline, looks, score_axis, tips
 from reports.metrics import capitalised, primary_name
 from reports.rates import scores, searched
-from reports.records import Results
+from reports.records import Results, ScoreRun
 from reports.rounding import plus_minus, significant
 from reports.runlog import training_seconds
 from reports.table import plain
@@ -22,7 +22,7 @@ Budget = Literal["trials", "seconds"]
 
 def expected_trials_figure(results: Results) -> Figure | None:
     """Expected best validation score against the number of learning rates tried."""
-    return _expected_figure(results, "trials", "learning rates tried")
+    return _expected_figure(results, "trials", "settings tried" if results.space else "learning rates tried")
 
 
 def expected_seconds_figure(results: Results) -> Figure | None:
@@ -50,13 +50,15 @@ def _expected_figure(results: Results, budget: Budget, title: str) -> Figure | N
     ends = (steps[-1] for steps in found.values() if steps and steps[-1][budget] is not None)
     said = "; ".join(f"{row['method']} {row['value']:.1f} after {significant(row[budget], 3)}" for row in ends)
     name = f"Expected best score against {budget}"
-    return compose(f"expected_{budget}", name, _expected_caption(budget), f"{name}: {said}.", layers)
+    return compose(f"expected_{budget}", name, _expected_caption(results, budget), f"{name}: {said}.", layers)
 
 
-def _expected_caption(budget: Budget) -> str:
+def _expected_caption(results: Results, budget: Budget) -> str:
+    whose = "settings" if results.space else "learning rates"
+    drawn = "lie around" if results.space else "are a grid around"
     caption = (
-        "The mean of the best validation score if that many of a method's learning rates were tried in random order "
-        "(unbiased, arXiv 2004.13705). The rates are a grid around the method's own centre: a worse centre makes a "
+        f"The mean of the best validation score if that many of a method's {whose} were tried in random order "
+        f"(unbiased, arXiv 2004.13705). The rates {drawn} the method's own centre: a worse centre makes a "
         "worse curve. A rate at which a run diverged counts as the lowest score of the whole search"
     )
     if budget == "trials":
@@ -66,8 +68,10 @@ def _expected_caption(budget: Budget) -> str:
 
 def _expected(results: Results, label: str) -> list[dict[str, Any]]:
     """A row a number of trials; none for a method that had no choice."""
-    rates = searched(results, label)
-    if len(rates) < 2 or len(rates) > results.grid(label):  # later trials follow earlier ones
+    rates = _trials(results, label)
+    # Later trials follow earlier ones, and those that a race left over are no chance draw.
+    chance = len(rates) <= results.grid(label) and (results.racing is None or results.audited)
+    if len(rates) < 2 or not chance:
         return []
     lowest = min(
         (s for name in results.labels for runs in searched(results, name).values() for s in scores(runs)), default=0.0
@@ -86,6 +90,15 @@ def _expected(results: Results, label: str) -> list[dict[str, Any]]:
         }
         for trials, value in enumerate(statistics.expected_best(values), start=1)
     ]
+
+
+def _trials(results: Results, label: str) -> dict[str, list[ScoreRun]]:
+    """The search runs of full length by what was tried, without those that failed."""
+    tried: dict[str, list[ScoreRun]] = {}
+    for run in results.full_length(label):
+        if run.status != "failed":
+            tried.setdefault(results.setting(run), []).append(run)
+    return tried
 
 
 def seconds_figure(results: Results) -> Figure | None:

@@ -14,6 +14,7 @@ from reports.metrics import primary_name
 from reports.records import Results
 from reports.render import escape_markdown
 from reports.rounding import significant
+from reports.space import beside_the_rate, ranges, searched_of, values
 from reports.table import Cell, Column, Table, count, learning_rate, plain, text
 from reports.tables import METHOD
 from reports.words import MANY, listed, span
@@ -22,6 +23,11 @@ CHECKLIST = "Reproducibility checklist"
 MACHINE = ("cpu", "gpu", "cores", "threads", "platform")
 _UNRECORDED = "not in the records"
 Pair = tuple[str, str]
+_SPACE = (
+    Column("searched", "searched beside the rate", text, align="left"),
+    Column("chosen", "chosen", text, align="left"),
+    Column("left_out", "not of this method", text, align="left"),
+)
 AXES = {  # sources of randomness, of which a suite may hold some fixed
     "data order": "data order",
     "head": "head initialisation",
@@ -37,7 +43,7 @@ def checklist(results: Results) -> list[Pair]:
     pairs = [
         ("Number of runs", _numbers(results)),
         ("Bounds of the learning rate", _bounds(results)),
-        ("Other hyperparameters", "fixed: every value is under How it was run"),
+        ("Other hyperparameters", _others(results)),
         ("Trials a method", _trials(results)),
         ("Best configuration", _chosen(results)),
         ("Selection criterion", _selection(results)),
@@ -75,6 +81,7 @@ def search_space_table(results: Results) -> Table:
         Column("chosen_rate", "of the final runs", learning_rate, place="terminal"),
         Column("final_runs", "final runs", count, place="terminal"),
         Column("criterion", "chosen by", text, align="left"),
+        *(_SPACE if results.space else ()),
     )
     rows = tuple(_space_row(results, label) for label in results.labels)
     caption = "Bounds are those of the rates that were run. Failed and diverged runs are counted: they were trials too."
@@ -87,7 +94,16 @@ def _space_row(results: Results, label: str) -> tuple[Cell, ...]:
     ends = (min(rates), max(rates)) if rates else (None, None)
     chosen = f"validation {primary_name(results)}" if len(rates) > 1 else "given by the suite"
     numbers = (len(searched), len(rates), *ends, results.chosen_lr(label), len(finals))
-    return (Cell(label), *map(Cell, numbers), Cell(chosen if finals else ""))
+    space = _beside(results, label) if results.space else ()
+    return (Cell(label), *map(Cell, numbers), Cell(chosen if finals else ""), *space)
+
+
+def _beside(results: Results, label: str) -> tuple[Cell, ...]:
+    """What was searched beside the rate, what came of it, and what the method does not have."""
+    searched, finals = searched_of(results, label), results.of(label, "final")
+    absent = [name for name in beside_the_rate(results) if name not in searched] if results.of(label, "search") else []
+    chosen = values(results, finals[0]) if finals else ""
+    return (Cell(ranges(results, searched)), Cell(chosen), Cell(", ".join(absent)))
 
 
 def _numbers(results: Results) -> str:
@@ -105,8 +121,14 @@ def _bounds(results: Results) -> str:
     return f"{_rate(min(rates))} to {_rate(max(rates))} over all methods; the table of the search has each method's"
 
 
+def _others(results: Results) -> str:
+    names = beside_the_rate(results)
+    searched = f"searched: {ranges(results, names)}; all others are " if names else ""
+    return f"{searched}fixed: every value is under How it was run"
+
+
 def _trials(results: Results) -> str:
-    counts = {len({run.lr for run in results.of(label, "search")}) or 1 for label in results.labels}
+    counts = {len(results.settings(label)) or 1 for label in results.labels}
     same = "the same for all" if len(counts) == 1 else "not the same for all: the table of the search has each"
     return f"{span(counts)} ({same})"
 
@@ -122,8 +144,9 @@ def _chosen(results: Results) -> str:
 def _selection(results: Results) -> str:
     if not any(run.stage == "search" for run in results.runs):
         return "none: nothing was selected"
+    what = "setting" if results.space else "learning rate"
     criterion = (
-        f"the learning rate with the best validation {primary_name(results)}; test data are scored only in final runs, "
+        f"the {what} with the best validation {primary_name(results)}; test data are scored only in final runs, "
     )
     if shared := _shared_seeds(results):
         return f"{criterion}but careful: search and final runs share seeds {_said(shared)}"

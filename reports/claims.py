@@ -9,6 +9,7 @@ from typing import get_args
 from reports.comparing import best_method, comparisons, level, unbeaten_probe, waiting
 from reports.matching import loose_match
 from reports.new_items import new_items_sentence
+from reports.racing import racing_sentences
 from reports.rate_windows import rate_windows_sentence
 from reports.records import Results
 from reports.rounding import bracketed, percent, plus_minus
@@ -23,7 +24,8 @@ def opening(results: Results, verdicts: Sequence[Verdict]) -> list[str]:
     """The sentences a report opens with: what was compared, who is better, what it costs, and what weakens it."""
     sentences = [_what_was_compared(results), _best(results), _against_baseline(results)]
     sentences += [new_items_sentence(results), _probe(results)]
-    sentences += [*shared_rates_sentences(results), rate_windows_sentence(results), loose_match(results)]
+    sentences += [*shared_rates_sentences(results), *racing_sentences(results)]
+    sentences += [rate_windows_sentence(results), loose_match(results)]
     sentences += [_step_time(results), in_one_sentence(verdicts), _edges(results), _unscored(results)]
     sentences += [_mixed_sources(results)]
     if gaps := missing(results):
@@ -48,7 +50,9 @@ def _rates(results: Results) -> str:
     single = len(results.labels) - len(searched)
     whose = "of each" if not single else f"of {len(searched)}"
     rest = f" ({single} ran at the one which the suite gives)" if single else ""
-    return f"the learning rate {whose} was chosen among {span(searched)} on validation data{rest},"
+    what = "setting" if results.space else "learning rate"
+    how = " by racing" if results.racing else ""
+    return f"the {what} {whose} was chosen among {span(searched)} on validation data{how}{rest},"
 
 
 def _best(results: Results) -> str:
@@ -157,11 +161,12 @@ def missing(results: Results) -> list[str]:
 
 
 def _missing_runs(results: Results, label: str) -> str:
-    searched, points = {run.lr for run in results.of(label, "search")}, results.points(label)
+    searched, points = results.settings(label), results.points(label)
     finals = {run.seed for run in results.of(label, "final") if run.status != "failed"}
     absent = [str(seed) for seed in range(1, results.seeds(label) + 1) if seed not in finals]
     if not finals and 1 < points > len(searched):
-        return f"{label} has {len(searched)} of {points} learning rates and no final runs"
+        what = "settings" if results.space else "learning rates"
+        return f"{label} has {len(searched)} of {points} {what} and no final runs"
     return f"{label} lacks final seed{'s' if len(absent) > 1 else ''} {listed(absent)}" if absent else ""
 
 

@@ -122,7 +122,7 @@ def best_over_rates(results: Results, label: str) -> float | None:
 def _by_rate(results: Results, label: str) -> list[float]:
     """The mean over the seeds of every rate."""
     rates: dict[float, list[float]] = {}
-    for run in results.of(label, "search"):
+    for run in results.full_length(label):
         if run.status != "failed":
             rates.setdefault(run.lr, []).append(run.score("primary") or 0.0)
     return [mean(scores) for scores in rates.values()]

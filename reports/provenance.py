@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from reports.records import Json, Results
+from reports.space import ranges
 from reports.table import plain
 from reports.words import listed
 
@@ -33,13 +34,17 @@ def protocol(results: Results) -> list[tuple[str, str]]:
 
 def _grid(results: Results) -> str:
     """One rate each, or how many; methods with their own number are grouped by it."""
+    if results.space:
+        drawn = f"{results.suite['protocol']['trials']} quasi-random settings a method"
+        return plain(f"{drawn}: {ranges(results, list(results.space))}; the rate is LoRA's, relative to its centre")
     grid, counts = results.suite["protocol"], Counter(map(results.points, results.labels))
     usual = int(grid.get("points", 1))
     own = {n: [plain(label) for label in results.labels if results.points(label) == n] for n in counts if n != usual}
     said = [_points(usual)] if usual in counts else []
     said += [f"{_points(number)} for {listed(labels)}" for number, labels in own.items()]
     spaced = f"; {grid.get('per_decade')} per decade" if max(counts) > 1 else ""
-    return f"{', '.join(said)}{spaced}; LoRA's centre {grid.get('lr')}"
+    raced = f"; raced in {results.rungs} rungs, one rate in {results.racing} went on" if results.racing else ""
+    return f"{', '.join(said)}{spaced}; LoRA's centre {grid.get('lr')}{raced}"
 
 
 def _points(number: int) -> str:

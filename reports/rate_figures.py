@@ -41,7 +41,7 @@ def rates_figure(results: Results) -> Figure | None:
     ]
     x = log_axis("rate", "learning rate", [lr for rates in found.values() for lr in rates], steps=(1, 3))
     layers = _layers(results, x, means, points, lost)
-    caption = _caption(several, bool(lost))
+    caption = _caption(results, several, bool(lost))
     said = "; ".join(f"{row['method']} {rate(row['rate'])}: {row['value']:.1f}" for row in means)
     return compose(
         "rates", "Learning rates", caption, f"Validation {primary_name(results)} by learning rate: {said}.", layers
@@ -81,12 +81,12 @@ def _layers(
     ]
     lines = alt.Chart(inline(means))
     chosen = lines.transform_filter("datum.chosen")
-    layers = [
-        lines.mark_line(strokeWidth=1.5).encode(x=x, y=y, color=colour),
+    layers = [] if results.space else [lines.mark_line(strokeWidth=1.5).encode(x=x, y=y, color=colour)]
+    layers += [
         lines.mark_point(filled=True, size=50, opacity=1).encode(x=x, y=y, tooltip=shown, color=colour, shape=shape),
         chosen.mark_point(size=190, strokeWidth=2, shape="circle").encode(x=x, y=y, color=colour),
     ]
-    if points:
+    if points and not results.space:
         band = lines.mark_area(opacity=0.16).encode(x=x, y=alt.Y("low:Q", title=""), y2="high:Q", color=colour)
         single = alt.Chart(inline(points)).mark_point(filled=True, size=14, opacity=0.55)
         layers = [band, single.encode(x=x, y=y, color=colour), *layers]
@@ -96,10 +96,13 @@ def _layers(
     return layers
 
 
-def _caption(several: bool, lost: bool) -> str:
+def _caption(results: Results, several: bool, lost: bool) -> str:
     caption = "One validation run a rate."
-    if several:
+    if results.space:
+        caption = "Trials differ in more than the rate, so no line joins them."
+    elif several:
         caption = "Mean validation score; small points are single seeds, the band reaches from the lowest to the "
         caption += "highest of them: it shows their spread, it is no confidence interval."
+    caption += " Runs of the race that were shortened are left out." if results.racing else ""
     caption += " A ring marks the rate that the final runs use"
     return caption + ("; ✕ at the bottom marks a rate at which a run diverged." if lost else ".")

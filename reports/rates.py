@@ -9,9 +9,10 @@ Rates = dict[float, list[ScoreRun]]  # learning rate -> its search runs
 
 
 def searched(results: Results, label: str) -> Rates:
-    """A method's search runs by learning rate, ascending. Failed runs are left out: they say nothing of a rate."""
+    """A method's search runs of full length by learning rate, ascending. Failed runs are left out: they say nothing of
+    a rate."""
     rates: Rates = {}
-    for run in results.of(label, "search"):
+    for run in results.full_length(label):
         if run.status != "failed":
             rates.setdefault(run.lr, []).append(run)
     return rates

@@ -39,6 +39,12 @@ class ScoreRun:
         found: Json = self.record.get("seconds") or {}
         return found
 
+    @property
+    def steps(self) -> int | None:
+        """Training steps of the run; None where they are not recorded."""
+        steps = (self.record["run"].get("training") or {}).get("steps") if self.record else None
+        return None if steps is None else int(steps)
+
     def score(self, measure: Measure) -> float | None:
         """A share or a correlation, at most 1 (loss: nats, or variances); None where the run has no score."""
         score = self.measures.get("score", {})
@@ -78,17 +84,55 @@ class Results:
         return next((e["label"] for e in self.suite["methods"] if e["method"]["name"] == "probe"), None)
 
     def method(self, label: str) -> Json:
-        """Name and hyperparameters of a method of the suite."""
+        """Name and hyperparameters of a method as its final runs had it, else as the suite has it."""
+        if self.space and (finals := self.of(label, "final")):
+            own: Json = finals[0].record["run"]["method"]
+            return own
         return next(entry["method"] for entry in self.suite["methods"] if entry["label"] == label)
 
     def points(self, label: str) -> int:
-        """How many learning rates the suite asks for; a method with one has no search runs."""
+        """How many learning rates, or settings, the suite asks for; a method with one has no search runs."""
         grid = self.grid(label)
         return grid if grid == 1 else max(grid, int(self.suite["protocol"].get("trials") or 0))
 
     def grid(self, label: str) -> int:
         """How many of them are fixed beforehand."""
+        if self.space:
+            return int(self.suite["protocol"]["trials"])
         return 1 if self.suite["protocol"].get("ruleset") == "defaults" else self._own(label, "points", 1)
+
+    @property
+    def space(self) -> Json:
+        """What the search varied, with its ranges; empty where it was the learning rate alone, on a grid."""
+        protocol = self.suite["protocol"]
+        return {} if protocol.get("ruleset") == "defaults" else protocol.get("space") or {}
+
+    @property
+    def racing(self) -> int | None:
+        """One rate in how many a race promotes; None where there was none."""
+        keep = self.suite["protocol"].get("racing")
+        return None if keep is None or self.suite["protocol"].get("ruleset") == "defaults" else int(keep)
+
+    @property
+    def rungs(self) -> int:
+        """How many lengths the runs of a race have."""
+        return int(self.suite["protocol"].get("rungs") or 2)
+
+    @property
+    def audited(self) -> bool:
+        """Was the full grid run beside the race?"""
+        return bool(self.suite["protocol"].get("racing_audit"))
+
+    @property
+    def search_seeds(self) -> int:
+        """Runs of every trial."""
+        return int(self.suite["protocol"].get("search_seeds") or 1)
+
+    @property
+    def length(self) -> int | None:
+        """Training steps of a run of full length."""
+        steps = (self.suite.get("training") or {}).get("steps")
+        return None if steps is None else int(steps)
 
     def seeds(self, label: str) -> int:
         """How many final seeds the suite asks for."""
@@ -148,6 +192,24 @@ class Results:
         chosen = (run for run in self.runs if run.label == label and run.stage == stage)
         return sorted(chosen, key=lambda run: (run.lr, run.seed))
 
+    def settings(self, label: str) -> set[str]:
+        """The different settings, learning rates unless the suite has a space, which the method's search tried."""
+        return {self.setting(run) for run in self.of(label, "search")}
+
+    def setting(self, run: ScoreRun) -> str:
+        """What the search varied, of one run; its length is no part of it."""
+        training = {name: value for name, value in (run.record["run"].get("training") or {}).items() if name != "steps"}
+        varied = [run.record["run"]["method"], training] if self.space else []
+        return json.dumps([run.lr, *varied], sort_keys=True)
+
+    def full_length(self, label: str) -> list[ScoreRun]:
+        """A method's search runs which trained as long as the final runs: those whose scores mean the same."""
+        return [run for run in self.of(label, "search") if self.is_full(run)]
+
+    def is_full(self, run: ScoreRun) -> bool:
+        """Did the run train as long as the final runs? In a race not all do."""
+        return self.racing is None or run.steps == self.length
+
     def outcomes(self, label: str, measure: Measure = "primary") -> dict[int, float]:
         """seed -> score of the final runs that have one."""
         scores = {run.seed: run.score(measure) for run in self.of(label, "final")}
@@ -164,14 +226,13 @@ class Results:
 
     def on_edge(self, label: str) -> bool:
         """Is the chosen learning rate the smallest or the largest of several that were searched?"""
-        searched = {run.lr for run in self.of(label, "search")}
+        searched = set() if self.space else {run.lr for run in self.of(label, "search")}  # random rates have no edge
         return len(searched) > 1 and self.chosen_lr(label) in (min(searched), max(searched))
 
     def parameters(self, label: str) -> Json:
-        """Counts of the method's adapter; empty while no run has them."""
-        return next(
-            (r.measures["parameters"] for r in self.runs if r.label == label and "parameters" in r.measures), {}
-        )
+        """Counts of the method's adapter, as its final runs had it; empty while no run has them."""
+        runs = (run for stage in ("final", "search") for run in self.of(label, stage))
+        return next((run.measures["parameters"] for run in runs if "parameters" in run.measures), {})
 
     def merging(self, label: str) -> Json:
         """The merge measurement of the first final run that has one; empty without."""
@@ -288,7 +349,16 @@ def _score_run(record: dict[str, Any], suite: dict[str, Any]) -> ScoreRun | None
 
 def _is_of(entry: dict[str, Any], run: dict[str, Any], suite: dict[str, Any]) -> bool:
     where = entry.get("where") or suite.get("where")
-    return bool(entry["method"] == run["method"]) and run.get("where", where) == where
+    mine, other = (
+        _without(suite["protocol"].get("space") or {}, method) for method in (entry["method"], run["method"])
+    )
+    return bool(mine == other) and run.get("where", where) == where
+
+
+def _without(space: Json, method: dict[str, Any]) -> dict[str, Any]:
+    """A method without what the suite searches of it."""
+    hyperparameters = method.get("hyperparameters") or {}
+    return {**method, "hyperparameters": {k: v for k, v in hyperparameters.items() if k not in space}}
 
 
 def _refuse_several_rates(runs: tuple[ScoreRun, ...], directory: Path) -> None:

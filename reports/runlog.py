@@ -30,6 +30,7 @@ def runs_table(results: Results) -> Table:
         Column("stage", "stage", text, align="left", place="terminal"),
         Column("split", "scored on", text, align="left"),
         Column("learning_rate", "learning rate", learning_rate, place="terminal"),
+        *((Column("steps", "steps", count),) if results.racing else ()),
         Column("seed", "seed", count, place="terminal"),
         Column("status", "status", text, align="left", place="terminal"),
         Column(results.metric, primary_name(results), digits(3, POINTS), "points", place="terminal"),
@@ -46,10 +47,11 @@ def runs_table(results: Results) -> Table:
         "else was measured. Runs may have shared the machine: times of methods are compared under Speed. Reasons of "
         "failures are in the CSV file."
     )
-    return Table("runs", "Runs", caption, columns, tuple(_row(run) for run in runs))
+    return Table("runs", "Runs", caption, columns, tuple(_row(results, run) for run in runs))
 
 
-def _row(run: ScoreRun) -> tuple[Cell, ...]:
-    place = (Cell(run.label), Cell(run.stage), Cell(run.split), Cell(run.lr), Cell(run.seed), Cell(run.status))
+def _row(results: Results, run: ScoreRun) -> tuple[Cell, ...]:
+    steps = (Cell(run.steps),) if results.racing else ()
+    place = (Cell(run.label), Cell(run.stage), Cell(run.split), Cell(run.lr), *steps, Cell(run.seed), Cell(run.status))
     measured = (run.score("primary"), last_loss(run), training_seconds(run), run.seconds.get("total"))
     return (*place, *map(Cell, measured), Cell(run.error or ""))

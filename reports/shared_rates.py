@@ -53,9 +53,10 @@ def shared_rates(results: Results) -> list[Shared]:
 
 
 def _searched(results: Results, label: str) -> dict[float, Outcomes]:
-    """rate -> seed -> validation score; rates at which a seed diverged are left out."""
+    """rate -> seed -> validation score, of runs of full length; rates at which a seed diverged are left out. Where
+    trials differ in more than the rate, none is shared."""
     rates: dict[float, dict[int, float | None]] = {}
-    for run in results.of(label, "search"):
+    for run in results.full_length(label) if not results.space else ():
         rates.setdefault(run.lr, {})[run.seed] = run.score("primary")
     return {
         lr: {seed: score for seed, score in seeds.items() if score is not None}

@@ -10,6 +10,7 @@ from reports.comparing import best_method, comparisons, level, unbeaten_probe
 from reports.metrics import NAMES, loss_unit, primary_name, second, times_hundred
 from reports.records import Json, Measure, Results, ScoreRun
 from reports.rounding import percent, significant
+from reports.space import values
 from reports.statistics import look_level
 from reports.table import (
     EMPTY,
@@ -189,11 +190,15 @@ def _looks(looks: tuple[int, ...]) -> str:
 
 
 def rates_table(results: Results) -> Table:
-    """Every learning rate that was searched, with its validation score."""
+    """Every trial of the search, with its validation score."""
     primary, other = primary_name(results), second(results)
+    steps = (Column("steps", "steps", count, place="terminal"),) if results.racing else ()
+    setting = (Column("setting", "beside the rate", text, align="left", place="terminal"),) if results.space else ()
     columns = (
         METHOD,
         Column("learning_rate", "learning rate", learning_rate, place="terminal"),
+        *steps,
+        *setting,
         Column(f"validation_{results.metric}", f"validation {primary}", digits(3, POINTS), "points", place="terminal"),
         Column(f"validation_{other}", f"validation {NAMES[other]}", digits(3, POINTS), "points"),
         Column("validation_loss", "validation loss", digits(3), loss_unit(results)),
@@ -205,13 +210,19 @@ def rates_table(results: Results) -> Table:
         "Every run of the search, on validation data, with seeds that the final runs do not use; where a rate has "
         "several, their mean counts. The scores choose a rate, they do not compare methods."
     )
+    if results.racing:
+        caption += " The rates race: scores after different numbers of steps do not compare, and only full runs decide."
     return Table("learning_rates", "Learning rates", caption, columns, rows)
 
 
 def _rate_row(results: Results, run: ScoreRun) -> tuple[Cell, ...]:
-    chosen: Value = "chosen" if run.lr == results.chosen_lr(run.label) else ""
+    final = next(iter(results.of(run.label, "final")), None)
+    same = final is not None and results.setting(final) == results.setting(run)
+    chosen: Value = "chosen" if same and results.is_full(run) else ""
     scores = [Cell(run.score(measure)) for measure in ("primary", second(results), "loss")]
-    return (Cell(run.label), Cell(run.lr), *scores, Cell(run.status), Cell(chosen))
+    extra = [Cell(run.steps)] if results.racing else []
+    extra += [Cell(values(results, run))] if results.space else []
+    return (Cell(run.label), Cell(run.lr), *extra, *scores, Cell(run.status), Cell(chosen))
 
 
 def methods_table(results: Results) -> Table:
@@ -231,7 +242,7 @@ def methods_table(results: Results) -> Table:
         Column("hyperparameters", "hyperparameters", text, align="left", place="terminal"),
         *sizes.values(),
     )
-    rows = tuple(_method_row(results, entry, sizes) for entry in results.suite["methods"])
+    rows = tuple(_method_row(results, label, sizes) for label in results.labels)
     caption = f"Counts are the adapter's; the task head, the same for all, is not counted.{_budget_said(results)}"
     return Table("methods", "Methods as run", caption, columns, rows)
 
@@ -248,12 +259,11 @@ def _budget_said(results: Results) -> str:
     )
 
 
-def _method_row(results: Results, entry: Json, sizes: Iterable[str]) -> tuple[Cell, ...]:
-    settings: dict[str, Any] = entry["method"].get("hyperparameters") or {}
+def _method_row(results: Results, label: str, sizes: Iterable[str]) -> tuple[Cell, ...]:
+    method, counts = results.method(label), results.parameters(label)
+    settings: dict[str, Any] = method.get("hyperparameters") or {}
     written = ", ".join(f"{name} = {value}" for name, value in settings.items())
-    counts = results.parameters(str(entry["label"]))
-    found = (Cell(counts.get(name)) for name in sizes)
-    return (Cell(str(entry["label"])), Cell(str(entry["method"]["name"])), Cell(written), *found)
+    return (Cell(label), Cell(str(method["name"])), Cell(written), *(Cell(counts.get(name)) for name in sizes))
 
 
 def unscored_table(results: Results) -> Table:

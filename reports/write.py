@@ -20,6 +20,7 @@ from reports.matching import matched_table
 from reports.merging import deployments_table, merging_full_table, merging_table
 from reports.orthogonality import orthogonality_table
 from reports.pairs import pairs_table
+from reports.racing import racing_table
 from reports.rate_windows import rate_windows_table
 from reports.records import Results, load
 from reports.render import escape_markdown, statements_markdown, to_csv, to_markdown, to_rich
@@ -72,6 +73,7 @@ def all_tables(results: Results) -> dict[str, Table]:
         matched_table,
         pairs_table,
         shared_rates_table,
+        racing_table,
         orthogonality_table,
         start_table,
         merging_table,
