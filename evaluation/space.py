@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from evaluation.search import Setting, Trial, best, rounded
-from evaluation.spec import SCALES, TUNABLE, Entry, Method, Suite, Training, Unusable
+from evaluation.spec import TUNABLE, Entry, Method, Suite, Training, Unusable, is_span
 from variants.core import Refused, UnknownHyperparameter, create, method
 from variants.core.registry import suggestion
 
@@ -107,7 +107,7 @@ def drawn(space: tuple[tuple[str, tuple[Any, ...]], ...], number: int, seed: int
             sampler = optuna.samplers.QMCSampler(qmc_type="sobol", scramble=True, seed=seed)
             study = optuna.create_study(sampler=sampler)
             # From a finished trial the sampler knows the space; without one its first point would be no Sobol point.
-            start = {name: _start(values) for name, values in space}
+            start = {name: values[0] for name, values in space}
             study.add_trial(create_trial(params=start, distributions=distributions, value=0.0))
             asked = [study.ask(distributions).params for _ in range(number)]
     finally:
@@ -115,18 +115,10 @@ def drawn(space: tuple[tuple[str, tuple[Any, ...]], ...], number: int, seed: int
     return tuple({name: _short(value) for name, value in point.items()} for point in asked)
 
 
-def _is_span(values: Sequence[Any]) -> bool:
-    return len(values) == 3 and values[2] in SCALES
-
-
-def _start(values: Sequence[Any]) -> Any:
-    return values[0]
-
-
 def _distribution(values: Sequence[Any]) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    if not _is_span(values):
+    if not is_span(values):
         return CategoricalDistribution(values)
     low, high, scale = values
     kind = IntDistribution if scale.startswith("int") else FloatDistribution
@@ -139,7 +131,7 @@ def _short(value: Any) -> Any:
 
 def ends(values: Sequence[Any]) -> tuple[Any, ...]:
     """The values of a space's entry at which to try whether a method takes them: the ends, or every choice."""
-    return tuple(values[:2]) if _is_span(values) else tuple(values)
+    return tuple(values[:2]) if is_span(values) else tuple(values)
 
 
 def check_space(suite: Suite) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from reports.records import Results, ScoreRun
-from reports.rounding import rate, significant
 from reports.words import listed
 
 SCALES = ("linear", "log", "int", "int-log")
@@ -45,7 +44,5 @@ def values(results: Results, run: ScoreRun) -> str:
 
 
 def shown(value: Any) -> str:
-    """As a suite would say it; small numbers as rates are written."""
-    if not isinstance(value, float):
-        return str(value)
-    return rate(value) if 0 < abs(value) < 0.01 else significant(value, 3)
+    """As a suite would say it, numbers to 3 significant digits, to which they were drawn."""
+    return f"{value:.3g}".replace("e-0", "e-") if isinstance(value, float) else str(value)

@@ -42,6 +42,6 @@ from evaluation.spec.suite import (
     Suite as Suite,
 )
 from evaluation.spec.values import (
-    SCALES as SCALES,
     Unusable as Unusable,
+    is_span as is_span,
 )

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from evaluation.spec.values import SCALES, Choices, Count, Frozen, Names, Positive, Several, Share, Span, off
+from evaluation.spec.values import SCALES, Count, Frozen, Names, Positive, Searchable, Several, Share, off
 from variants.core.rounding import FORMATS, Format
 
 
@@ -120,7 +120,7 @@ class Protocol(Frozen):
     racing_audit: Annotated[bool, Field(strict=True)] = Field(
         default=False, description="Run the full grid beside a race, to measure what the race saves and loses."
     )
-    space: dict[str, Span | Choices] = Field(
+    space: dict[str, Searchable] = Field(
         default_factory=dict,
         description="Search several hyperparameters, quasi-randomly (needs the extra `optuna`), with `trials` settings "
         "a method. Each is [low, high, scale], with a scale linear, log, int or int-log, or a list of choices. `lr` is "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictFloat, StrictInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictFloat, StrictInt
 
 # Strict: `steps = true` and `base_dropout = "no"` are mistakes, not the numbers that Python could read into them.
 Share = Annotated[float, Field(ge=0, le=1, strict=True)]
@@ -29,26 +31,34 @@ Scale = Literal["linear", "log", "int", "int-log"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 
 
-def _ascending(span: tuple[int | float, int | float, Scale]) -> tuple[int | float, int | float, Scale]:
-    low, high, scale = span
-    if not low < high or (scale.endswith("log") and low <= 0):
-        raise ValueError(f"{list(span)} is no range: give [low, high, scale], on a log scale both above 0")
-    if scale.startswith("int") and not (isinstance(low, int) and isinstance(high, int)):
-        raise ValueError(f"{list(span)} is no range of whole numbers: write both ends without a point")
-    return span
+_Number = StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)]
+_Span = tuple[_Number, _Number, Scale]
+_Choices = Annotated[tuple[StrictBool | _Number | str, ...], Field(min_length=2)]
 
 
-def _of_one_kind(choices: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len(set(choices)) < len(choices) or (len({isinstance(v, str) for v in choices}) > 1):
-        raise ValueError(f"{list(choices)} are no choices: give each once, or [low, high, scale] with one of {SCALES}")
-    return choices
+def is_span(values: Sequence[Any]) -> bool:
+    """Whether these are [low, high, scale], and not choices."""
+    return len(values) == 3 and values[2] in SCALES and all(type(end) in (int, float) for end in values[:2])
 
 
-_Finite = Annotated[StrictFloat, Field(allow_inf_nan=False)]
-Span = Annotated[tuple[StrictInt | _Finite, StrictInt | _Finite, Scale], AfterValidator(_ascending)]
-Choices = Annotated[
-    tuple[StrictBool | StrictInt | _Finite | str, ...], Field(min_length=2), AfterValidator(_of_one_kind)
-]
+def _span_or_choices(value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple) or len(value) < 2:
+        raise ValueError(f"{value!r} is nothing to search: give [low, high, scale], or two choices or more")
+    kinds = {type(one) for one in value}
+    if any(isinstance(one, float) and not math.isfinite(one) for one in value):
+        raise ValueError(f"{list(value)} is not finite")
+    if is_span(value):
+        low, high, scale = value
+        if not low < high or (scale.endswith("log") and low <= 0):
+            raise ValueError(f"{list(value)} is no range: give [low, high, scale], on a log scale both above 0")
+        if scale.startswith("int") and kinds != {int, str}:
+            raise ValueError(f"{list(value)} is no range of whole numbers: write both ends without a point")
+    elif not (kinds <= {int, float} or kinds in ({str}, {bool})) or len(set(value)) < len(value):
+        raise ValueError(f"{list(value)} are no choices: give each once, or [low, high, scale] with one of {SCALES}")
+    return tuple(value)
+
+
+Searchable = Annotated[tuple[Any, ...], BeforeValidator(_span_or_choices, json_schema_input_type=_Span | _Choices)]
 
 
 class Frozen(BaseModel):
