@@ -85,8 +85,8 @@ def _row(
 
 def _caption(results: Results, axis: str, goal: float | None) -> str:
     caption = (
-        "Mean over the final runs, each at its method's best learning rate, on a fixed sample of validation data, with "
-        "bands of 95 % t-intervals over seeds. The rates fall to zero over a run: a curve says how a run of this "
+        "Mean over the final runs, at the learning rate in the table of results, on a fixed sample of validation data, "
+        "with bands of 95 % t-intervals over seeds. The rates fall to zero over a run: a curve says how a run of this "
         "length goes, not what a shorter one would have reached."
     )
     if goal is not None:

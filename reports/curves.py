@@ -87,7 +87,13 @@ def time_table(results: Results) -> Table | None:
     )
     found = {label: times(results, label, score) for label in results.labels if watched(results, label)}
     rows = tuple(_row(results, label, found) for label in found)
-    return Table("times", f"Time to the score of the tuned {base}", _caption(results, score, found), columns, rows)
+    return Table(
+        "times",
+        f"Time to the score of {'the tuned ' if results.points(base) > 1 else ''}{base}",
+        _caption(results, score, found),
+        columns,
+        rows,
+    )
 
 
 def _row(results: Results, label: str, found: dict[str, Times]) -> tuple[Cell, ...]:
@@ -120,21 +126,27 @@ def _gap(results: Results) -> float:
     return _longest(results) / max(counts, default=1)
 
 
+def _median_words(covered: dict[int, float]) -> str:
+    """seeds -> coverage, in a sentence."""
+    if not covered:
+        return "One seed gives no interval."
+    said = "; ".join(f"{percent(share, 3)} of {n} seeds" for n, share in covered.items())
+    return f"Medians are with their interval from order statistics, which covers the true median with at least {said}."
+
+
 def _caption(results: Results, score: float, found: dict[str, Times]) -> str:
     base, looks = results.baseline, significant(_gap(results), 3)
     curves = [run.measures["curve"] for run in watched(results, base)]
     covered = {n: median_time([1.0] * n).coverage for n in sorted({len(runs) for runs in found.values()}) if n > 1}
-    said = "; ".join(f"{percent(share, 3)} of {n} seeds" for n, share in covered.items())
     timed = (
         "the median step of the section on speed times the steps" if step_seconds(results, base) else "the run's own"
     )
     return (
         f"The target is {significant(score * POINTS, 3)} points: the median of {base}'s last validation "
-        f"{primary_name(results)} over its final runs, at its own best learning rate. Every method is looked at with "
-        f"its own best rate, on the same {curves[0]['items']} validation examples, about every {looks} steps; nothing "
+        f"{primary_name(results)} over its final runs. Every method is looked at in "
+        f"its final runs, on the same {curves[0]['items']} validation examples, about every {looks} steps; nothing "
         "is interpolated. A run that never has the score, or diverges, counts as never: it is longer than every time. "
-        "Medians are with their interval from order statistics, which covers the true median with at least "
-        f"{said or 'nothing, of one seed'}. In the mean a miss counts as the whole run, so it is "
+        f"{_median_words(covered)} In the mean a miss counts as the whole run, so it is "
         "a lower bound where there are misses; its interval, and that of the difference, which is paired by seed, are "
         f"t-intervals of 95 %. {base} meets its own median in half of its runs, most often near their end, when the "
         f"learning rate has fallen: the schedule is part of what is compared. Seconds of training: {timed}."
