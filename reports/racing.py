@@ -164,6 +164,12 @@ def _caption(results: Results) -> str:
     )
 
 
+def _time(share: float) -> str:
+    """Small models on short texts may take longer to score than to train."""
+    percent = significant(100 * abs(1 - share), 2)
+    return f" and {percent} % of its seconds" if share < 1 else f", but took {percent} % more seconds"
+
+
 def racing_sentences(results: Results) -> list[str]:
     """What racing saved over all methods, and what it lost; empty where nothing raced."""
     found = races(results)
@@ -171,7 +177,7 @@ def racing_sentences(results: Results) -> list[str]:
         return []
     steps = span(round(100 * (1 - race.steps)) for race in found)
     seconds = [race.seconds for race in found if race.seconds is not None]
-    time = f" and {significant(100 * (1 - fmean(seconds)), 2)} % of its seconds" if len(seconds) == len(found) else ""
+    time = _time(fmean(seconds)) if len(seconds) == len(found) else ""
     saved = f"Racing saved {steps} % of the training steps of the full grid{time}"
     judged = {race.label: race.regret for race in found if race.regret is not None}
     if not results.audited or not judged:

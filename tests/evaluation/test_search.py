@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
 from evaluation import search
-from evaluation.protocol import Plan
+from evaluation.estimate import not_counted
+from evaluation.protocol import Plan, Search
 from evaluation.search import Setting, Trial, grid, next_rate
-from evaluation.spec import Protocol, Record, ScoreRun, key
+from evaluation.spec import Entry, Protocol, Record, ScoreRun, Spectrum, key
 from tests.evaluation.test_protocol import by_key, entry, plan, record
 
 Score = Callable[[float], float | None]  # validation accuracy at a rate; None: it diverges
@@ -125,3 +126,32 @@ def test_under_defaults_nothing_is_tuned_and_every_method_runs_at_its_prior() ->
 def test_more_points_than_trials_are_refused() -> None:
     with pytest.raises(ValueError, match="5 points are more than 4 trials"):
         Protocol(points=5, trials=4)
+
+
+def test_every_search_is_built_once_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many seeds and looks follow from it: a comparison asks for its runs after every one of them."""
+    p = plan(("lora", "pissa", "probe"), protocol=Protocol(points=3, seeds=2, max_seeds=8), speed=None)
+    known = by_key(*(record(run) for run in p.runs({}) if isinstance(run, ScoreRun)))
+    built: list[str] = []
+    searched = Plan.searched
+
+    def counted(self: Plan, entry: Entry, records: Mapping[str, Record]) -> Search:
+        built.append(entry.label)
+        return searched(self, entry, records)
+
+    monkeypatch.setattr(Plan, "searched", counted)
+    for ask in (p.runs, p.tallies, p.seeds):
+        built.clear()
+        ask(known)
+        assert sorted(built) == ["lora", "pissa", "probe"]
+
+
+def test_an_estimate_says_what_it_leaves_out() -> None:
+    assert not_counted(plan(("lora",))) == ["start-up and report"]
+    protocol = Protocol(forecast=True, seeds=2, max_seeds=8)
+    assert not_counted(plan(("lora",), protocol=protocol, spectrum=Spectrum())) == [
+        "start-up and report",
+        "spectra",
+        "forecasts, at most 20 Hessian products a method",
+        "seeds beyond the 2 of the first look (up to 8)",
+    ]

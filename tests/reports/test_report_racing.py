@@ -73,6 +73,11 @@ def test_the_sentence_of_an_audited_race(tmp_path: Path) -> None:
     assert racing_sentences(results)[0] in opening(results, [])
 
 
+def test_time_that_was_not_saved_is_not_called_a_saving() -> None:
+    assert racing._time(0.929) == " and 7.1 % of its seconds"
+    assert racing._time(1.02) == ", but took 2.0 % more seconds"
+
+
 def test_without_an_audit_the_regret_is_not_measured_and_it_says_so(tmp_path: Path) -> None:
     results = raced(tmp_path, audit=False)
     table = racing_table(results)
