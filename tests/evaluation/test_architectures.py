@@ -18,6 +18,7 @@ from evaluation.spec import Unusable
 # As the model cards print them, or counted in the released files; encoders without pooling layer and head.
 PARAMETERS = {
     "minilm": 22_565_376,
+    "smollm2": 134_515_008,
     "roberta-base": 124_055_040,
     "roberta-large": 354_310_144,
     "deberta-v3-base": 183_831_552,
@@ -40,6 +41,7 @@ PARAMETERS = {
 # name -> blocks, and one block's q, k, v, o, up, down as (out, in); gate has the shape of up
 BLOCKS = {
     "minilm": (6, [(384, 384)] * 4 + [(1536, 384), (384, 1536)]),
+    "smollm2": (30, [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (576, 1536)]),
     "roberta-base": (12, [(768, 768)] * 4 + [(3072, 768), (768, 3072)]),
     "roberta-large": (24, [(1024, 1024)] * 4 + [(4096, 1024), (1024, 4096)]),
     "deberta-v3-base": (12, [(768, 768)] * 4 + [(3072, 768), (768, 3072)]),
@@ -89,7 +91,7 @@ def test_roles_find_each_layer_once(built: dict[str, Architecture], name: str) -
         mine = layers(found, [role])
         assert list(mine.values()) == [shape] * blocks, role
         every.update(list(mine))
-    if name.startswith(("llama", "mistral", "gemma")):
+    if name.startswith(("llama", "mistral", "gemma", "smollm")):
         gates = layers(found, ["gate"])
         assert list(gates.values()) == [block[4]] * blocks
         every.update(list(gates))

