@@ -19,6 +19,7 @@ from evaluation.data import Data, Split, axis_seed, tokenise, training_batches
 from evaluation.digests import source_digest
 from evaluation.kept import keep
 from evaluation.machine import environment
+from evaluation.measures.contestants import random_batch
 from evaluation.measures.curvature import curvature
 from evaluation.measures.curve import CurveWatch
 from evaluation.measures.merging import merging
@@ -27,7 +28,7 @@ from evaluation.measures.quantised import quantised
 from evaluation.measures.score import score
 from evaluation.measures.spectrum import Watch
 from evaluation.measures.spectrum.forgetting import features
-from evaluation.measures.speed import random_batch, speed
+from evaluation.measures.speed import speed
 from evaluation.measures.start import start
 from evaluation.models import Base, load_base
 from evaluation.mounting import mounted

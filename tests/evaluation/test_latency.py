@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from evaluation.measures import latency as module
+from evaluation.measures.contestants import random_batch
 from evaluation.measures.latency import KINDS, latency
-from evaluation.measures.speed import random_batch
 from evaluation.training import Classifier
 from tests.evaluation import toy
 from variants.core import Variant, attach, create

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from evaluation.clock import Clock
 from evaluation.data import Split
-from evaluation.measures import speed as speed_module
+from evaluation.measures import interleaving, speed as speed_module
+from evaluation.measures.contestants import Floor, contestant, random_batch
+from evaluation.measures.intervals import interval
 from evaluation.measures.memory import peak_bytes, saved_bytes
 from evaluation.measures.parameters import parameters
 from evaluation.measures.score import macro_f1, score
-from evaluation.measures.speed import Floor, contestant, interval, random_batch, speed
+from evaluation.measures.speed import speed
 from evaluation.spec import Method, Speed, Training
 from evaluation.training import Classifier, Trainer
 from tests.evaluation import toy
@@ -140,8 +142,9 @@ def test_score_by_hand():
 
 
 def contestants(names: tuple[str, ...], encoder: nn.Module) -> dict[str, Any]:
-    run = toy.speed_run(names)
-    return {n: contestant(run, n, encoder, toy.HIDDEN, toy.CLASSES, CPU) for n in names}
+    floor = Floor(Classifier(encoder, toy.HIDDEN, toy.CLASSES, seed=0), "float32", Clock())
+    variants, batch = [create(n, toy.METHODS[n]) for n in names], random_batch(2, 5, encoder, toy.CLASSES)
+    return {v.name: contestant(v, toy.WHERE, Training(), floor, batch, total=10) for v in variants}
 
 
 def storages(model: nn.Module, trained: bool) -> set[int]:
@@ -237,7 +240,7 @@ def test_an_order_that_only_rotates_is_caught(monkeypatch):
             self.turn += 1
             return population[self.turn % k :] + population[: self.turn % k]
 
-    monkeypatch.setattr(speed_module.random, "Random", Rotating)
+    monkeypatch.setattr(interleaving.random, "Random", Rotating)
     assert not neighbours_vary(steps_taken(monkeypatch))
 
 
@@ -281,7 +284,7 @@ def test_ratios_are_formed_within_a_round(monkeypatch):
         rounds["floor"] += 1
         self.clock.cost = 2.0 ** ((rounds["floor"] + 1) // 2)
 
-    monkeypatch.setattr(speed_module, "Clock", Fake)
+    monkeypatch.setattr(interleaving, "Clock", Fake)
     monkeypatch.setattr(Trainer, "step", step)
     monkeypatch.setattr(Floor, "step", floored)
     found = speed(toy.speed_run(("lora", "full")), toy.bert(), toy.HIDDEN, toy.CLASSES, CPU)

@@ -1,0 +1,85 @@
+"""What is timed against each other: methods on replicas of one base, and the floor, on made-up batches."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from evaluation.calibration import calibrate
+from evaluation.clock import Clock
+from evaluation.data import Batch
+from evaluation.mounting import mount
+from evaluation.peers import Peer
+from evaluation.spec import Training
+from evaluation.training import Classifier, Trainer, autocast
+from variants.core import Variant
+from variants.core.cache import not_kept
+
+
+@dataclass
+class Contestant:
+    """One method on its replica."""
+
+    trainer: Trainer
+    init_seconds: float
+
+
+def random_batch(rows: int, tokens: int, encoder: nn.Module, classes: int) -> Batch:
+    """Full rows of random token ids: padding would hide work from some shapes."""
+    rng = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, encoder.config.vocab_size, (rows, tokens), generator=rng)  # type: ignore[union-attr, arg-type]
+    if classes == 1:  # regression: cross entropy over one class would have no gradient
+        return Batch(ids, torch.ones_like(ids), torch.randn(rows, generator=rng))
+    return Batch(ids, torch.ones_like(ids), torch.randint(0, classes, (rows,), generator=rng))
+
+
+def contestant(
+    variant: Variant, where: Iterable[str], training: Training, floor: Floor, batch: Batch, total: int
+) -> Contestant:
+    """A replica of the floor's base with the method attached. Frozen parameters are shared, trained ones are its own.
+
+    Args:
+        batch: what a method that needs calibration is calibrated on.
+        total: steps that will be taken, so that schedules (rank budgets) do in them what they do in a run.
+    """
+    places, base, device = list(where), floor.model, batch.labels.device
+    hidden, classes = base.head.in_features, base.head.out_features
+    shared = {id(p): p for path, p in base.encoder.named_parameters() if not variant.trains_base(path)}
+    # A peer's library may write into the base which it is given: its copy shares nothing.
+    replica = copy.deepcopy(base.encoder, memo={} if isinstance(variant, Peer) else shared)
+    stock = Classifier(replica, hidden, classes, seed=0).to(device)
+    stats = calibrate(stock, places, variant.needs, [batch], training.precision)
+    with not_kept():  # decompositions count
+        began = time.perf_counter()
+        replica = mount(replica, variant, places, 0, training.adapter_dropout, stats)
+        init_seconds = time.perf_counter() - began
+    model = Classifier(replica, hidden, classes, seed=0).to(device)
+    # A small rate: the arithmetic is the same at every rate, and random labels must not make it diverge. But not
+    # smaller still: numbers below 1e-38, which are slow, would enter the optimiser's moments.
+    return Contestant(Trainer(model, variant, training, 1e-5, Clock(device), total), init_seconds)
+
+
+class Floor:
+    """The frozen base: a forward pass, and the gradient of the embedded input. No method that adapts every layer can
+    be faster."""
+
+    def __init__(self, model: Classifier, precision: str, clock: Clock) -> None:
+        self.model, self.precision, self.clock = model.requires_grad_(False).eval(), precision, clock
+        self.embed: nn.Module = model.encoder.get_input_embeddings()  # type: ignore[operator]
+
+    def forward(self, batch: Batch) -> Tensor:
+        with autocast(batch.labels.device, self.precision):
+            embedded = self.embed(batch.input_ids).requires_grad_()
+            hidden = self.model.encoder(inputs_embeds=embedded, attention_mask=batch.attention_mask).last_hidden_state
+            return self.model.head(hidden.mean(1)).float().logsumexp(1).mean()
+
+    def step(self, batch: Batch) -> None:
+        with self.clock("forward"):
+            loss = self.forward(batch)
+        with self.clock("backward"):
+            loss.backward()
