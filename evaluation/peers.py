@@ -78,8 +78,11 @@ class PeftPeer(Peer):
             raise Refused(f"{self.name}: {' '.join(str(error).split())}") from error
 
     def penalty(self, states: States) -> Tensor | None:
-        """AdaLoRA's orthogonality loss, which PEFT adds only where the model computes its loss itself."""
+        """AdaLoRA's orthogonality loss, which PEFT adds only where the model computes its loss itself, and KaSA's loss,
+        which it leaves to its callers."""
         model = states[0].scratch["model"]
+        if getattr(self, "kasa_config", None) is not None:
+            return model.base_model._get_kasa_loss()
         if self.kind != "ADALORA":
             return None
         trained = dict(model.named_parameters())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from evaluation.data import Batch
 from evaluation.mounting import mount
 from evaluation.peers import Peer
 from evaluation.spec import Training
-from evaluation.training import Classifier, Trainer, autocast
+from evaluation.training import Classifier, Trainer, autocast, seeded
 from variants.core import Variant
 from variants.core.cache import not_kept
 
@@ -27,6 +28,22 @@ class Contestant:
 
     trainer: Trainer
     init_seconds: float
+
+
+@contextmanager
+def undisturbed(encoder: nn.Module, threads: int, device: torch.device) -> Iterator[None]:
+    """Inside, so many threads compute and random numbers are seeded; afterwards these, and which parameters of the base
+    train, are as they were."""
+    before = torch.get_num_threads()
+    trains = {parameter: parameter.requires_grad for parameter in encoder.parameters()}
+    torch.set_num_threads(threads)
+    try:
+        with seeded(0, device):
+            yield
+    finally:
+        torch.set_num_threads(before)
+        for parameter, flag in trains.items():
+            parameter.requires_grad_(flag)
 
 
 def random_batch(rows: int, tokens: int, encoder: nn.Module, classes: int) -> Batch:

@@ -16,13 +16,13 @@ from torch import nn
 
 from evaluation.clock import Clock
 from evaluation.data import Batch
-from evaluation.measures.contestants import Contestant, Floor, contestant, random_batch
+from evaluation.measures.contestants import Contestant, Floor, contestant, random_batch, undisturbed
 from evaluation.measures.interleaving import FLOOR, Laps, interleave, noise, phases, totals
 from evaluation.measures.intervals import interval
 from evaluation.measures.latency import latency
 from evaluation.measures.memory import peak_bytes, saved_bytes, step_memory
 from evaluation.spec import SpeedRun
-from evaluation.training import Classifier, seeded
+from evaluation.training import Classifier
 from variants.core import create
 
 MEMORY_STEPS = 1  # taken after the rounds, to measure their memory
@@ -40,16 +40,8 @@ def speed(run: SpeedRun, encoder: nn.Module, hidden: int, classes: int, device: 
         latency; latency and what begins with ``latency_`` or ``base_latency`` is that of ``measures.latency``.
         Seconds and ratios are {median, low, high} with a 95 % interval of the median.
     """
-    threads = torch.get_num_threads()
-    trains = {parameter: parameter.requires_grad for parameter in encoder.parameters()}
-    torch.set_num_threads(run.threads)
-    try:
-        with seeded(0, device):
-            return _measure(run, encoder, hidden, classes, device)
-    finally:
-        torch.set_num_threads(threads)
-        for parameter, flag in trains.items():
-            parameter.requires_grad_(flag)
+    with undisturbed(encoder, run.threads, device):
+        return _measure(run, encoder, hidden, classes, device)
 
 
 def _measure(run: SpeedRun, encoder: nn.Module, hidden: int, classes: int, device: torch.device) -> dict[str, Any]:
