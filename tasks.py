@@ -448,6 +448,47 @@ def params(
 
 
 @app.command()
+def bench(
+    methods: Annotated[str, typer.Option(help="Of ours, separated by commas, or all; lora is always there.")] = "all",
+    shape: Annotated[
+        list[str], typer.Option(help="Rows x tokens of a batch, such as 32x128; may be repeated; default by model.")
+    ] = [],  # noqa: B006
+    model: Annotated[str, typer.Option(help="Base model: a name from `models`, a folder, or org/name.")] = "minilm",
+    rounds: Annotated[int, typer.Option(min=0, help="Interleaved rounds; 0 chooses by the size of the batch.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Of every step; 0 means one a core.")] = 0,
+    rank: Annotated[int, typer.Option(min=1, help="For the methods that have a rank.")] = 8,
+    targets: Annotated[str, typer.Option(help="Adapted layers: all, or patterns separated by commas.")] = "all",
+    starts: Annotated[bool, typer.Option("--starts", help="Also time PiSSA's start on all layers.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for a report page with tables and figures.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the numbers.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="Earlier --json file: exit 1 if a ratio got worse.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Only say what each fast path chooses.")] = False,
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Time a training step of every method against the frozen base, full fine-tuning and PEFT's own.
+
+    Example: python3 tasks.py bench --methods lora,dora,pissa --shape 32x32 --json speed.json
+    """
+    from evaluation.bench import result
+    from evaluation.bench.command import known_methods, measure, prepared
+    from evaluation.bench.explain import explained
+
+    method_names(plugin)
+    earlier = None if baseline is None else result.read(baseline)
+    wanted = known_methods() if methods == "all" else methods.split(",")
+    base, settings = prepared(model, wanted, shape, rounds, threads, rank, targets.split(","), starts)
+    if explain:
+        listing(explained(base, settings), as_json=False)
+        return
+    found = measure(base, settings, console)
+    if json_file is not None:
+        write_text(json_file, result.text(found))
+    print_bench(found.model_dump(mode="json"), out)
+    if earlier is not None:
+        against_baseline(earlier, found)
+
+
+@app.command()
 def merge(
     run: RunName,
     out: Annotated[Path | None, typer.Option(help="Write the merged model there; default: only measure.")] = None,
@@ -616,6 +657,30 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         raise Unusable(f"cannot write {path}: {error.strerror or error}") from error
     console.print(f"wrote {path}", soft_wrap=True)
+
+
+def print_bench(found: dict[str, Any], out: Path | None) -> None:
+    """Prints the tables of a bench, and writes its report into a folder."""
+    from evaluation.store import writing
+    from reports.bench import terminal, write_bench
+
+    console.print(terminal(found))
+    if out is not None:
+        with writing(out):
+            write_bench(found, out)
+        console.print(f"report: {out / 'report.html'}", soft_wrap=True)
+
+
+def against_baseline(earlier: Any, found: Any) -> None:
+    """Says what got worse, and ends with 1 if anything did."""
+    from evaluation.bench.baseline import RULE, compared, regressions
+
+    worse = regressions(earlier, found)
+    for line in worse:
+        console.print(f"worse: {line}", soft_wrap=True)
+    console.print(f"{len(worse)} of {compared(earlier, found)} ratios got worse than the baseline's ({RULE})")
+    if worse:
+        raise typer.Exit(1)
 
 
 def print_report(directories: list[Path], across: Path | None = None) -> None:

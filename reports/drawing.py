@@ -9,12 +9,12 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import altair as alt
 from altair.utils.schemapi import debug_mode
 
-from reports.records import Json, Results
+from reports.records import Json
 from reports.table import plain
 
 # Okabe and Ito's colours that read on white and on near-black (their yellow and black do not), then four of Tol's.
@@ -103,7 +103,14 @@ def _in_order(found: re.Match[bytes]) -> bytes:
     return found[1] + b"".join(sorted(found[2].splitlines(keepends=True)))
 
 
-def looks(results: Results, rows: Sequence[Json], legend: bool = True) -> tuple[alt.Color, alt.Shape]:
+class Labelled(Protocol):
+    """What has methods, in display order."""
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+
+def looks(results: Labelled, rows: Sequence[Json], legend: bool = True) -> tuple[alt.Color, alt.Shape]:
     """Colour and shape of each method: by its place in the suite, so a method looks the same in every figure."""
     present = {row["method"] for row in rows}
     places = [(plain(label), place) for place, label in enumerate(results.labels) if plain(label) in present]

@@ -54,7 +54,7 @@ def _points(number: int) -> str:
 def provenance(results: Results) -> list[tuple[str, str]]:
     """Where the numbers come from: (what, value). Values that differ between records are all listed."""
     identities = [record["run"].get("identity") or {} for record in results.records]
-    environments = [_flat(record.get("environment") or {}) for record in results.records]
+    environments = [flat(record.get("environment") or {}) for record in results.records]
     rows = [("Command", results.command)]
     rows += [
         (f"{name} digest", _joined(i.get(name, "") for i in identities)) for name in ("model", "data", "forgetting")
@@ -78,12 +78,12 @@ def _wall(wall: Json | None) -> list[tuple[str, str]]:
     return [*rows, ("Overhead share", f"{100 * share:.1f} %" if share is not None else "")]
 
 
-def _flat(value: Json, prefix: str = "") -> dict[str, str]:
+def flat(value: Json, prefix: str = "") -> dict[str, str]:
     """Nested mappings as one, keys joined by spaces."""
-    flat: dict[str, str] = {}
+    found: dict[str, str] = {}
     for key, inner in value.items():
-        flat |= _flat(inner, f"{prefix}{key} ") if isinstance(inner, dict) else {f"{prefix}{key}": str(inner)}
-    return flat
+        found |= flat(inner, f"{prefix}{key} ") if isinstance(inner, dict) else {f"{prefix}{key}": str(inner)}
+    return found
 
 
 def _joined(values: Iterable[Any]) -> str:

@@ -30,8 +30,8 @@ def regressions(before: Bench, now: Bench) -> list[Regression]:
     """Every ratio of ``now`` that got worse since ``before``, in order; only what both have measured counts.
 
     A ratio is worse if its interval lies above the earlier one, and its median above the earlier one by more, as a
-    share of it, than either bench's own noise on that shape: intervals of a few rounds are short by chance now and then,
-    and the noise of the floor with itself is then the better judge.
+    share of it, than either bench's own noise on that shape: the interval of a few rounds is short by chance now and
+    then, and the noise of the floor with itself is then the better judge.
 
     Raises:
         Unusable: the two did not measure the same thing.

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-from evaluation.bench.pairs import Entry
+from evaluation.bench.running import Settings
 from evaluation.models import Base
 from variants.core import Variant
 from variants.core.host import shape_of
@@ -14,12 +11,11 @@ from variants.core.targets import matching_layers
 NOTHING = "no choice"
 
 
-def explained(
-    base: Base, chosen: Sequence[Entry], where: Sequence[str], shapes: Sequence[tuple[int, int]]
-) -> list[Any]:
+def explained(base: Base, settings: Settings) -> list[dict[str, str]]:
     """A row for each method, batch and shape of layer: what ``explain(out, in, tokens)`` of the method says, where it
     offers that. Nothing is timed."""
-    layers = dict.fromkeys(shape_of(base.encoder.get_submodule(p)) for p in matching_layers(base.encoder, list(where)))
+    paths = matching_layers(base.encoder, list(settings.where))
+    layers = dict.fromkeys(shape_of(base.encoder.get_submodule(path)) for path in paths)
     return [
         {
             "method": entry.label,
@@ -27,8 +23,8 @@ def explained(
             "layer": f"{out} x {in_}",
             "choice": choice(entry.variant, out, in_, rows * tokens),
         }
-        for entry in chosen
-        for rows, tokens in shapes
+        for entry in settings.entries()
+        for rows, tokens in settings.shapes
         for out, in_ in layers
     ]
 

@@ -22,13 +22,14 @@ from evaluation.bench.starts import starts
 from evaluation.clock import Clock
 from evaluation.machine import environment
 from evaluation.measures.contestants import Contestant, Floor, contestant, random_batch, undisturbed
-from evaluation.measures.interleaving import FLOOR, interleave, noise, phases, totals
+from evaluation.measures.interleaving import FLOOR, Laps, interleave, noise, phases, totals
 from evaluation.measures.intervals import interval
 from evaluation.measures.memory import peak_bytes, saved_bytes, step_memory
 from evaluation.models import Base
 from evaluation.spec import Training, Unusable
 from evaluation.training import Classifier
 from variants.core import Refused, Variant
+from variants.core.targets import matching_layers
 
 CPU = torch.device("cpu")
 WARMUP = 1
@@ -59,6 +60,14 @@ class Settings:
         """Steps which every contestant takes: rounds, and one more a shape for memory."""
         return sum(WARMUP + self.rounds_of(shape) + 1 for shape in self.shapes)
 
+    def entries(self) -> list[Entry]:
+        """What is timed.
+
+        Raises:
+            Unusable: a method is unknown, or not to be had with these hyperparameters.
+        """
+        return entries(self.methods, self.rank, self.total, self.peers)
+
 
 @dataclass
 class Progress:
@@ -81,20 +90,28 @@ def parsed_shape(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def bench(base: Base, settings: Settings, progress: Progress | None = None) -> Bench:
-    """Measures. Whatever the base was, it is afterwards.
-
-    Raises:
-        Unusable: a method is unknown, or a shape longer than the model reads.
-    """
-    progress = progress or Progress()
+def check(base: Base, settings: Settings) -> None:
+    """Raises Unusable where a batch is longer than the model reads, or ``where`` matches no layer."""
     most = getattr(base.encoder.config, "max_position_embeddings", None)
     for rows, tokens in settings.shapes:
         if most is not None and tokens > most:
             raise Unusable(f"shape {rows}x{tokens}: {base.name} reads at most {most} tokens")
-    chosen = entries(settings.methods, settings.rank, settings.total, settings.peers)
+    try:
+        matching_layers(base.encoder, list(settings.where))
+    except Refused as error:
+        raise Unusable(f"{base.name}: {error}") from error
+
+
+def bench(base: Base, settings: Settings, progress: Progress | None = None) -> Bench:
+    """Measures. Whatever the base was, it is afterwards.
+
+    Raises:
+        Unusable: as in ``Settings.entries`` and ``check``.
+    """
+    check(base, settings)
+    chosen = settings.entries()
     with undisturbed(base.encoder, settings.threads, CPU), tempfile.TemporaryDirectory() as folder:
-        return _Running(base, settings, progress, Path(folder)).run(chosen)
+        return _Running(base, settings, progress or Progress(), Path(folder)).run(chosen)
 
 
 class _Running:
