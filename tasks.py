@@ -449,7 +449,9 @@ def params(
 
 @app.command()
 def bench(
-    methods: Annotated[str, typer.Option(help="Of ours, separated by commas, or all; lora is always there.")] = "all",
+    methods: Annotated[
+        str, typer.Option(help="Separated by commas; usual (what PEFT has too, and more); all.")
+    ] = "usual",
     shape: Annotated[
         list[str], typer.Option(help="Rows x tokens of a batch, such as 32x128; may be repeated; default by model.")
     ] = [],  # noqa: B006
@@ -470,20 +472,22 @@ def bench(
     Example: python3 tasks.py bench --methods lora,dora,pissa --shape 32x32 --json speed.json
     """
     from evaluation.bench import result
-    from evaluation.bench.command import known_methods, measure, prepared
+    from evaluation.bench.command import measure, prepared
     from evaluation.bench.explain import explained
+    from evaluation.spec import Unusable
 
     method_names(plugin)
     earlier = None if baseline is None else result.read(baseline)
-    wanted = known_methods() if methods == "all" else methods.split(",")
-    base, settings = prepared(model, wanted, shape, rounds, threads, rank, targets.split(","), starts)
+    if json_file is not None and not json_file.parent.is_dir():
+        raise Unusable(f"--json {json_file}: there is no folder {json_file.parent}")
+    base, settings = prepared(model, methods, shape, rounds, threads, rank, targets.split(","), starts, earlier)
     if explain:
         listing(explained(base, settings), as_json=False)
         return
     found = measure(base, settings, console)
     if json_file is not None:
         write_text(json_file, result.text(found))
-    print_bench(found.model_dump(mode="json"), out)
+    print_bench(found, out)
     if earlier is not None:
         against_baseline(earlier, found)
 
@@ -659,15 +663,19 @@ def write_text(path: Path, text: str) -> None:
     console.print(f"wrote {path}", soft_wrap=True)
 
 
-def print_bench(found: dict[str, Any], out: Path | None) -> None:
-    """Prints the tables of a bench, and writes its report into a folder."""
+def print_bench(found: Any, out: Path | None) -> None:
+    """Prints the tables of a bench, and writes its report and the numbers into a folder."""
+    from evaluation.bench.result import text
     from evaluation.store import writing
     from reports.bench import terminal, write_bench
+    from reports.files import write_atomically
 
-    console.print(terminal(found))
+    numbers = found.model_dump(mode="json")
+    console.print(terminal(numbers))
     if out is not None:
         with writing(out):
-            write_bench(found, out)
+            write_atomically(out / "bench.json", text(found))
+            write_bench(numbers, out)
         console.print(f"report: {out / 'report.html'}", soft_wrap=True)
 
 

@@ -39,12 +39,14 @@ def sentences(bench: Json) -> list[str]:
     machine = f"{environment.get('cpu')}, {environment.get('cores')} cores, torch {environment.get('torch')}"
     of = f", PEFT {environment['peft'].removeprefix('peft ')}" if environment.get("peft") else ""
     known = "; ".join(f"{s['rows']} x {s['tokens']}: ±{100 * float(s['noise']):.1f} %" for s in bench["shapes"])
-    places = ", ".join(bench["where"])
-    said = [
-        f"{bench['model']}, rank {bench['rank']} on {places} linear layers; {threads} threads; {machine}{of}.",
+    places = f"rank {bench['rank']} on {', '.join(bench['where'])} linear layers"
+    counted = f"{threads} thread{'s' if threads > 1 else ''}"
+    out = {label: why.removeprefix(f"{label}: ") for label, why in bench["left_out"].items()}
+    return [
+        f"{bench['model']}, {places}; {counted}; {machine}{of}.",
         f"Noise, as the floor's ratio with itself: {known}.",
+        *(f"{label} was left out: {why}" for label, why in out.items()),
     ]
-    return said + [f"{label} was left out: {why}" for label, why in bench["left_out"].items()]
 
 
 def figure(bench: Json, shape: Json) -> Figure:

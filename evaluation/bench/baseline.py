@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from evaluation.bench.result import Bench, Interval
 from evaluation.spec import Unusable
 
+ALIKE = ("model", "digest", "where", "rank", "threads")
 RULE = "worse: the intervals do not overlap, and the medians differ by more than the noise of either measurement"
 
 
@@ -26,6 +27,14 @@ class Regression:
         return f"{self.shape} {self.method} / {self.reference}: {before} became {now}"
 
 
+def check_alike(before: Bench, now: Mapping[str, object]) -> None:
+    """Raises Unusable unless a bench of which this is known can be compared with an earlier one."""
+    for what in ALIKE:
+        if getattr(before, what) != now[what]:
+            here = f"{what} {getattr(before, what)}, this bench {now[what]}"
+            raise Unusable(f"the baseline has {here}: only like can be compared with like")
+
+
 def regressions(before: Bench, now: Bench) -> list[Regression]:
     """Every ratio of ``now`` that got worse since ``before``, in order; only what both have measured counts.
 
@@ -36,10 +45,7 @@ def regressions(before: Bench, now: Bench) -> list[Regression]:
     Raises:
         Unusable: the two did not measure the same thing.
     """
-    for what in ("model", "digest", "where", "rank", "threads"):
-        then, here = getattr(before, what), getattr(now, what)
-        if then != here:
-            raise Unusable(f"the baseline has {what} {then}, this bench {here}: compare like with like")
+    check_alike(before, {what: getattr(now, what) for what in ALIKE})
     return list(_worse(before, now))
 
 

@@ -7,27 +7,27 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeRemainingColumn
 
-from evaluation.bench.pairs import known as known_methods
+from evaluation.bench.baseline import check_alike
+from evaluation.bench.pairs import known, usual
 from evaluation.bench.result import Bench
 from evaluation.bench.running import SHAPES, Progress, Settings, bench, check, parsed_shape
 from evaluation.machine import cores
 from evaluation.models import Base, load_base
 from evaluation.spec import Unusable
 
-__all__ = ["known_methods", "measure", "prepared"]
-
 
 def prepared(
     model: str,
-    methods: Sequence[str],
+    methods: str,
     shapes: Sequence[str],
     rounds: int,
     threads: int,
     rank: int,
     where: Sequence[str],
     starts: bool,
+    earlier: Bench | None,
 ) -> tuple[Base, Settings]:
-    """The base, and what is measured on it; zeros choose.
+    """The base, and what is measured on it; zeros choose. ``methods``: ``usual``, ``all``, or separated by commas.
 
     Raises:
         Unusable: any of it is not what it should be. Nothing was timed then.
@@ -35,11 +35,15 @@ def prepared(
     chosen = tuple(dict.fromkeys(map(parsed_shape, shapes))) or SHAPES.get(model, SHAPES["minilm"])
     if rounds and rounds < 6:
         raise Unusable(f"--rounds {rounds}: an interval takes at least 6 rounds; 0 chooses by the size of the batch")
-    names = tuple(name.strip() for name in methods if name.strip())
+    sets = {"usual": usual(), "all": known()}
+    names = tuple(sets.get(methods) or (name.strip() for name in methods.split(",") if name.strip()))
     settings = Settings(names, chosen, threads or cores(), rounds or None, rank, tuple(where), starts)
     settings.entries()  # before the model is loaded, which takes a while
     base = load_base(model)
     check(base, settings)
+    if earlier is not None:
+        about = {"where": settings.where, "rank": rank, "threads": settings.threads}
+        check_alike(earlier, about | {"model": base.name, "digest": base.digest})
     return base, settings
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
 from evaluation.bench.running import Settings
 from evaluation.models import Base
-from variants.core import Variant
 from variants.core.host import shape_of
 from variants.core.targets import matching_layers
 
@@ -16,20 +17,13 @@ def explained(base: Base, settings: Settings) -> list[dict[str, str]]:
     offers that. Nothing is timed."""
     paths = matching_layers(base.encoder, list(settings.where))
     layers = dict.fromkeys(shape_of(base.encoder.get_submodule(path)) for path in paths)
-    return [
-        {
-            "method": entry.label,
-            "batch": f"{rows}x{tokens}",
-            "layer": f"{out} x {in_}",
-            "choice": choice(entry.variant, out, in_, rows * tokens),
-        }
-        for entry in settings.entries()
-        for rows, tokens in settings.shapes
-        for out, in_ in layers
-    ]
-
-
-def choice(variant: Variant, out: int, in_: int, tokens: int) -> str:
-    """The method's own words, or that it has no choice."""
-    explain = getattr(variant, "explain", None)
-    return NOTHING if explain is None else str(explain(out, in_, tokens))
+    rows = []
+    for entry in settings.entries():
+        explain = getattr(entry.variant, "explain", None)
+        if explain is None:
+            rows.append({"method": entry.label, "batch": "any", "layer": "any", "choice": NOTHING})
+            continue
+        for (batch, tokens), (out, in_) in itertools.product(settings.shapes, layers):
+            about = {"method": entry.label, "batch": f"{batch}x{tokens}", "layer": f"{out} x {in_}"}
+            rows.append(about | {"choice": str(explain(out, in_, batch * tokens))})
+    return rows

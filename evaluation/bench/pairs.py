@@ -59,7 +59,7 @@ def pairs(rank: int, total: int) -> dict[str, Pair]:
         "dora": Pair({}, "lora", lora | {"use_dora": True}),
         "pissa": Pair({}, "lora", lora | {"init_lora_weights": "pissa"}),
         "olora": Pair({}, "lora", lora | {"init_lora_weights": "olora"}),
-        "kasa": Pair({"faithful": "code"}, "lora", lora | {"kasa_config": {"beta": 1e-4, "gamma": 1e-3}}),
+        "kasa": Pair({}, "lora", lora | {"kasa_config": {"beta": 1e-4, "gamma": 1e-3}}),
         "adalora": Pair({"faithful": "code"}, "adalora", _adalora(rank, total)),
         "psoft": Pair({}, "psoft", {"r": rank}),
         "oft": Pair({"block": block}, "oft", oft | exact),
@@ -80,6 +80,11 @@ def _adalora(rank: int, total: int) -> dict[str, Any]:
     smoothing = {"beta1": ours.beta1, "beta2": ours.beta2, "orth_reg_weight": ours.penalty_weight}
     target = max(1, round(rank * 2 / 3))
     return {"init_r": rank, "target_r": target, "lora_alpha": rank, **phases, **smoothing}
+
+
+def usual() -> list[str]:
+    """What is timed unless asked otherwise: what PEFT has too, full fine-tuning, and some that it has not."""
+    return [*pairs(8, 100), "full", "svf", "svft", "lora_xs", "stiefel"]
 
 
 def known() -> list[str]:

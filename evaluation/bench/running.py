@@ -33,7 +33,7 @@ from variants.core.targets import matching_layers
 
 CPU = torch.device("cpu")
 WARMUP = 1
-ROUNDS, LONG_ROUNDS, LONG = 12, 7, 512  # rounds; of batches with more tokens than LONG. 6 are the least for an interval
+ROUNDS, LONG_ROUNDS, LONG = 12, 7, 512  # rounds; of batches of LONG tokens or more. An interval takes 6
 SHAPES = {"minilm": ((32, 32), (8, 16), (16, 128)), "smollm2": ((4, 128),)}
 CALIBRATION = (64, 16)  # rows and tokens: enough that inputs vary in more directions than there are ranks
 
@@ -53,7 +53,7 @@ class Settings:
 
     def rounds_of(self, shape: tuple[int, int]) -> int:
         rows, tokens = shape
-        return self.rounds or (LONG_ROUNDS if rows * tokens > LONG else ROUNDS)
+        return self.rounds or (LONG_ROUNDS if rows * tokens >= LONG else ROUNDS)
 
     @property
     def total(self) -> int:

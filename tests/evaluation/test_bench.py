@@ -1,0 +1,346 @@
+"""The bench on made-up models: pairs that are equal, groups, what is kept, when a ratio got worse, the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+from evaluation.bench import running
+from evaluation.bench.baseline import check_alike, compared, regressions
+from evaluation.bench.costs import costs
+from evaluation.bench.explain import NOTHING, explained
+from evaluation.bench.groups import MOST, grouped, need
+from evaluation.bench.pairs import PEFT, Entry, entries, known, pairs, usual
+from evaluation.bench.result import Bench, Interval, Shape, Timing, read, text
+from evaluation.bench.running import Progress, Settings, bench, hyperparameters, parsed_shape
+from evaluation.bench.starts import EXACT, starts
+from evaluation.clock import Clock
+from evaluation.measures.contestants import Contestant, Floor, contestant, random_batch
+from evaluation.models import Base
+from evaluation.spec import Training, Unusable
+from evaluation.training import Classifier
+from tests.evaluation import tiny, toy
+from variants.core import Variant, names
+from variants.lora import LoRA
+
+RANK, TOTAL = 2, 20
+
+
+def base() -> Base:
+    return Base("toy", toy.bert(), toy.Words(), "toy", toy.HIDDEN)
+
+
+def settings(*methods: str, **changes: Any) -> Settings:
+    fields = {"methods": methods, "shapes": ((2, 5),), "threads": 1, "rounds": 6, "rank": RANK}
+    return Settings(**{**fields, **changes})
+
+
+# ---- pairs ----------------------------------------------------------------------------------------------------------
+
+
+def on_toy(variant: Variant) -> Contestant:
+    encoder = toy.bert()
+    floor = Floor(Classifier(encoder, toy.HIDDEN, 2, seed=0), "float32", Clock())
+    return contestant(variant, ["all"], Training(steps=TOTAL), floor, random_batch(8, 8, encoder, 2), TOTAL)
+
+
+def trained(found: Contestant) -> int:
+    return sum(p.numel() for p in found.trainer.model.encoder.parameters() if p.requires_grad)
+
+
+# PEFT's BOFT trains all b * b entries of each of a layer's in / b blocks; the skew-symmetric part has b (b - 1) / 2.
+REDUNDANT = {"boft": sum(in_ // RANK * (RANK * RANK - RANK * (RANK - 1) // 2) for in_ in 2 * [16, 16, 16, 16, 16, 24])}
+
+
+@pytest.mark.parametrize("label", pairs(RANK, TOTAL))
+def test_both_of_a_pair_train_as_many_numbers_and_start_as_the_same_function(label: str) -> None:
+    """That they are the same function everywhere is held by the tests against PEFT."""
+    *_, entry = entries([label], RANK, TOTAL)
+    assert list(entry.contestants()) == [label, PEFT + label]
+    ours, theirs = map(on_toy, entry.contestants().values())
+    assert trained(ours) == trained(theirs) - REDUNDANT.get(label, 0) > 0
+    batch = random_batch(3, 6, toy.bert(), 2)
+    with torch.no_grad():
+        outputs = [c.trainer.model(batch) for c in (ours, theirs)]
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+    for c in (ours, theirs):
+        before = [p.detach().clone() for p in c.trainer.parameters]
+        for _ in range(2):
+            c.trainer.step(batch)
+        assert any(not torch.equal(a, b) for a, b in zip(before, c.trainer.parameters, strict=True))
+
+
+@pytest.mark.parametrize("label", ["kasa", "adalora"])
+def test_a_penalty_that_peft_leaves_to_its_callers_is_part_of_its_step(label: str) -> None:
+    *_, entry = entries([label], RANK, TOTAL)
+    for c in map(on_toy, entry.contestants().values()):
+        loss, objective = c.trainer.losses(random_batch(3, 6, toy.bert(), 2))
+        assert float((objective - loss).detach()) > 0
+
+
+def test_every_method_of_ours_can_be_asked_for() -> None:
+    assert set(names()) <= set(known())
+    assert set(usual()) <= set(known())
+    found = entries(known(), 8, 100)
+    assert [entry.label for entry in found] == known()
+    assert {entry.variant.name for entry in found} == set(names())
+    ranked = [entry for entry in found if hasattr(entry.variant, "rank")]
+    assert {entry.variant.rank for entry in ranked} == {8}
+    assert entries(["dora"], 8, 100)[0].label == "lora"
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [("lorra", "unknown method 'lorra': did you mean lora"), ("peft:dora", "timed beside ours; name ours, dora")],
+)
+def test_an_unknown_method_is_one_line(label: str, said: str) -> None:
+    with pytest.raises(Unusable, match=said):
+        entries([label], 8, 100)
+
+
+# ---- groups ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.sets(st.sampled_from(known())), st.integers(1, 40), st.integers(1, MOST))
+def test_groups_hold_every_entry_once_under_the_baseline_and_fit(labels: set[str], room: int, most: int) -> None:
+    chosen = entries(sorted(labels), 8, 100)
+    groups = grouped(chosen, base_bytes=10, memory=10 * room, most=most)
+    assert all(group[0].label == "lora" for group in groups)
+    assert [entry for group in groups for entry in group[1:]] == [e for e in chosen if e.label != "lora"]
+    for group in groups:
+        assert len(group) <= most + 1
+        assert len(group) <= 2 or sum(need(entry, 10) for entry in group) <= 10 * room
+
+
+def test_what_trains_all_needs_most_and_a_peer_counts() -> None:
+    lora, full = LoRA(rank=2), entries(["full"], 2, 9)[1]
+    assert need(full, 100) == 400
+    assert need(Entry("lora", lora), 100) == 150
+    assert need(entries([], 2, 9)[0], 100) == 300
+
+
+# ---- the measurement ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured() -> Bench:
+    return bench(base(), settings("dora", "full", "probe", "kasa", shapes=((2, 5), (3, 4))))
+
+
+def test_every_method_has_its_ratios_memory_and_costs(measured: Bench) -> None:
+    labels = ["lora", "peft:lora", "dora", "peft:dora", "full", "probe", "kasa", "peft:kasa"]
+    assert list(measured.costs) == labels
+    for shape in measured.shapes:
+        assert list(shape.methods) == labels
+        assert shape.floor.phases.keys() == {"forward", "backward", "total"}
+        for label, timing in shape.methods.items():
+            paired = label in ("lora", "dora", "kasa")
+            assert timing.ratios.keys() == {"floor", "lora"} | ({"peft"} if paired else set())
+            assert timing.phases.keys() == {"forward", "backward", "optimiser", "hooks", "total"}
+            assert timing.saved_bytes > 0
+            assert timing.peak_bytes > 0
+        assert shape.methods["lora"].ratios["lora"] == Interval(median=1, low=1, high=1)
+        assert shape.methods["dora"].saved_bytes > shape.methods["lora"].saved_bytes > shape.floor.saved_bytes
+    once = {label: {k for k, v in c.model_dump().items() if v is not None} for label, c in measured.costs.items()}
+    assert once["lora"] == {"init", "attach", "merge", "unmerge", "save", "load"}
+    assert once["peft:lora"] == {"init", "merge", "unmerge", "save", "load"}
+    assert once["full"] == {"init", "save", "load"}
+    assert once["probe"] == {"init"}
+    assert measured.settings["peft:dora"] == {"r": 2, "lora_alpha": 2, "use_dora": True}
+    assert measured.environment["peft"] == "peft 0.21.2"
+    assert measured.threads == measured.environment["threads"] == 1
+
+
+def test_methods_in_several_groups_all_have_the_baseline_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    interleave = running.interleave
+
+    def watched(floor: Floor, trainers: Any, *rest: Any) -> Any:
+        seen.append(list(trainers))
+        return interleave(floor, trainers, *rest)
+
+    monkeypatch.setattr(running, "interleave", watched)
+    monkeypatch.setattr(running, "grouped", lambda chosen, size: grouped(chosen, size, most=1))
+    ticks: list[int] = []
+    totals: list[int] = []
+    progress = Progress(begin=totals.append, tick=lambda: ticks.append(1))
+    found = bench(base(), settings("svf", "bitfit", peers=False), progress)
+    assert seen == [["lora", "svf"], ["lora", "bitfit"]]
+    assert list(found.shapes[0].methods) == ["lora", "svf", "bitfit"]
+    assert totals == [len(ticks)]
+
+
+def test_a_bench_leaves_the_base_as_it_was() -> None:
+    mine = base()
+    before, threads = toy.bits(mine.encoder), torch.get_num_threads()
+    bench(mine, settings("pissa", "full", "ia3", threads=threads + 1))
+    assert toy.same(before, toy.bits(mine.encoder))
+    assert all(p.requires_grad and p.grad is None for p in mine.encoder.parameters())
+    assert torch.get_num_threads() == threads
+
+
+def test_a_method_that_does_not_fit_is_left_out_with_its_reason() -> None:
+    found = bench(base(), settings("kasa", rank=toy.HIDDEN, peers=False))
+    assert list(found.shapes[0].methods) == ["lora"]
+    assert "leaves nothing" in found.left_out["kasa"]
+
+
+def test_costs_of_loading_do_not_touch_the_base(tmp_path: Path) -> None:
+    encoder = toy.bert()
+    before = toy.bits(encoder)
+    floor = Floor(Classifier(encoder, toy.HIDDEN, 2, seed=0), "float32", Clock())
+    for label in ("bitfit", "pissa"):
+        *_, entry = entries([label], RANK, TOTAL, peers=False)
+        c = contestant(entry.variant, ["all"], Training(), floor, random_batch(2, 5, encoder, 2), TOTAL)
+        c.trainer.step(random_batch(2, 5, encoder, 2))
+        assert costs(c, encoder, ["all"], tmp_path).load is not None
+    assert toy.same(before, toy.bits(encoder))
+
+
+def test_starts_of_pissa_agree_and_come_out_of_the_cache(tmp_path: Path) -> None:
+    encoder = toy.bert()
+    before = toy.bits(encoder)
+    found = starts(encoder, RANK, ["all"], tmp_path)
+    assert next(iter(found)) == EXACT
+    assert found[EXACT].residual == 0
+    assert found["ours"].residual == found["ours, from the cache"].residual < 1e-5
+    assert found["ours, randomised"].residual < 0.1
+    assert list((tmp_path / "starts").iterdir())
+    assert toy.same(before, toy.bits(encoder))
+
+
+def test_hyperparameters_are_those_that_were_changed() -> None:
+    assert hyperparameters(LoRA(rank=8)) == {}
+    assert hyperparameters(LoRA(rank=2, alpha=4.0)) == {"rank": 2, "alpha": 4.0}
+
+
+# ---- what is kept ---------------------------------------------------------------------------------------------------
+
+
+def test_the_numbers_survive_being_written(measured: Bench, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(text(measured))
+    assert read(tmp_path / "a.json") == measured
+
+
+DAMAGE = {
+    "cut off": (lambda t: t[: len(t) // 2], "Invalid JSON"),
+    "another version": (lambda t: t.replace('"format": 1', '"format": 2'), "format: Input should be 1"),
+    "no shapes": (lambda t: json.dumps({**json.loads(t), "shapes": []}), "shapes"),
+    "not a number": (lambda t: json.dumps({**json.loads(t), "threads": float("nan")}), "threads"),
+    "unknown keys": (lambda t: json.dumps({**json.loads(t), "more": 1}), "more: Extra inputs"),
+    "something else": (lambda _: "[]", "the file"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_one_line(measured: Bench, tmp_path: Path, damage: str) -> None:
+    change, said = DAMAGE[damage]
+    (tmp_path / "a.json").write_text(change(text(measured)))
+    with pytest.raises(Unusable, match=f"a.json is not a result of bench --json: .*{said}") as refused:
+        read(tmp_path / "a.json")
+    assert "\n" not in str(refused.value)
+
+
+# ---- the baseline ---------------------------------------------------------------------------------------------------
+
+
+def made_up(ratio: tuple[float, float, float], noise: float = 0.02, reference: str = "floor", **changes: Any) -> Bench:
+    """A bench in which lora / floor is (low, median, high)."""
+    interval = Interval(low=ratio[0], median=ratio[1], high=ratio[2])
+    timing = Timing(phases={}, ratios={reference: interval}, saved_bytes=1, peak_bytes=1)
+    shape = Shape(rows=2, tokens=5, rounds=6, noise=noise, floor=timing, methods={"lora": timing})
+    fields = {"model": "toy", "digest": "d", "where": ("all",), "rank": 8, "threads": 2, "environment": {}}
+    fields |= {"settings": {}, "shapes": (shape,), "costs": {}, "starts": {}, "left_out": {}}
+    return Bench(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("now", "noise", "worse"),
+    [
+        ((1.20, 1.25, 1.30), 0.02, True),
+        ((1.20, 1.25, 1.30), 0.30, False),  # within this bench's noise
+        ((1.09, 1.25, 1.40), 0.02, False),  # the intervals overlap
+        ((1.11, 1.115, 1.12), 0.02, True),
+        ((1.11, 1.115, 1.12), 0.07, False),
+        ((0.80, 0.85, 0.90), 0.02, False),  # better
+        ((1.00, 1.05, 1.10), 0.02, False),  # the same
+    ],
+)
+def test_a_ratio_is_worse_beyond_interval_and_noise(now: tuple[float, float, float], noise: float, worse: bool) -> None:
+    before = made_up((1.00, 1.05, 1.10))
+    found = regressions(before, made_up(now, noise))
+    assert bool(found) is worse
+    assert bool(regressions(made_up((1.00, 1.05, 1.10), noise), made_up(now))) is worse, "either noise counts"
+    assert bool(regressions(made_up(now, noise), before)) is (now[2] < 1.00), "the other way round"
+    if worse:
+        assert str(found[0]).startswith("2x5 lora / floor: 1.050 [1.000, 1.100] became")
+    assert compared(before, made_up(now)) == 1
+
+
+def test_only_what_both_have_is_compared() -> None:
+    before, now = made_up((1.0, 1.1, 1.2), reference="peft"), made_up((2.0, 2.1, 2.2))
+    assert regressions(before, now) == []
+    assert compared(before, now) == 0
+
+
+@pytest.mark.parametrize("change", [{"threads": 1}, {"rank": 4}, {"model": "other"}, {"where": ("query",)}])
+def test_unlike_benches_are_not_compared(change: dict[str, Any]) -> None:
+    (what,) = change
+    with pytest.raises(Unusable, match=f"the baseline has {what} .* only like can be compared with like"):
+        regressions(made_up((1, 1, 1)), made_up((1, 1, 1), **change))
+    with pytest.raises(Unusable, match="only like"):
+        check_alike(made_up((1, 1, 1)), made_up((1, 1, 1), **change).model_dump())
+
+
+# ---- words ----------------------------------------------------------------------------------------------------------
+
+
+def test_explain_prints_what_a_method_says_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(_: LoRA, out: int, in_: int, tokens: int) -> str:
+        return f"{out} by {in_} at {tokens}"
+
+    monkeypatch.setattr(LoRA, "explain", said, raising=False)
+    rows = explained(base(), settings("svf", where=("query", "intermediate.dense"), shapes=((2, 5), (3, 4))))
+    assert [row["choice"] for row in rows if row["method"] == "lora"] == [
+        f"{out} by 16 at {tokens}" for tokens in (10, 12) for out in (16, 24)
+    ]
+    assert [row["choice"] for row in rows if row["method"] == "svf"] == [NOTHING]
+
+
+@pytest.mark.parametrize("written", ["32", "32x", "x8", "0x8", "8x-1", "8 x 8", "8x8x8", "9999999x1"])
+def test_a_shape_is_rows_x_tokens(written: str) -> None:
+    assert parsed_shape("32x128") == (32, 128)
+    with pytest.raises(Unusable, match="rows x tokens of a batch, for example 32x128"):
+        parsed_shape(written)
+
+
+def test_a_shape_longer_than_the_model_reads_is_one_line() -> None:
+    with pytest.raises(Unusable, match="shape 2x41: toy reads at most 40 tokens"):
+        bench(base(), settings("lora", shapes=((2, 41),)))
+
+
+@pytest.mark.assets
+def test_the_verb(tmp_path: Path) -> None:
+    """From the command line to the page, and back as a baseline that is or is not held."""
+    model = tiny.make_model(tmp_path / "model")
+    asked = ["--model", model, "--methods", "full", "--rank", "2", "--shape", "2x6", "--rounds", "6", "--threads", "1"]
+    out, kept = tmp_path / "out", tmp_path / "now.json"
+    done = tiny.svdbench("bench", *asked, "--json", kept, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "2 rows of 6 tokens" in done.stdout
+    assert read(kept) == read(out / "bench.json")
+    assert {"report.html", "table.md", "table.tex", "table_step_2x6.csv"} <= {path.name for path in out.iterdir()}
+    faster = json.loads(kept.read_text())
+    for timing in faster["shapes"][0]["methods"].values():
+        timing["ratios"] = {k: {n: v / 1000 for n, v in r.items()} for k, r in timing["ratios"].items()}
+    faster["shapes"][0]["noise"] = 0.0
+    (tmp_path / "faster.json").write_text(json.dumps(faster))
+    done = tiny.svdbench("bench", *asked, "--baseline", tmp_path / "faster.json")
+    assert done.returncode == 1, done.stderr
+    assert "worse: 2x6 full / floor" in done.stdout
+    assert "ratios got worse than the baseline's" in done.stdout
