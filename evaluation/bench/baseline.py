@@ -9,7 +9,7 @@ from evaluation.bench.result import Bench, Interval
 from evaluation.spec import Unusable
 
 ALIKE = ("model", "digest", "where", "rank", "threads")
-RULE = "worse: the intervals do not overlap, and the medians differ by more than the noise of either measurement"
+RULE = "worse: the intervals do not overlap, and the medians differ by more than the noise of each measurement"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +76,17 @@ def _peers_costs(
     import peft
 
     file = str(folder / f"peft-{variant.name.partition(':')[2]}")
-    saved = _seconds(lambda _: model.save_pretrained(file, save_embedding_layers=False))
-    restore = lambda plain: peft.PeftModel.from_pretrained(plain, file)  # noqa: E731
-    loaded = _seconds(restore, lambda: copy.deepcopy(base))
-    return {
-        "attach": None,
-        "save": saved,
-        "load": loaded,
-        "merge": _seconds(lambda _: model.merge_adapter()),
-        "unmerge": _seconds(lambda _: model.unmerge_adapter()),
+    actions: dict[str, tuple[Callable[[Any], object], Callable[[], Any]]] = {
+        "save": (lambda _: model.save_pretrained(file, save_embedding_layers=False), lambda: None),
+        "load": (lambda plain: peft.PeftModel.from_pretrained(plain, file), lambda: copy.deepcopy(base)),
+        "merge": (lambda _: model.merge_adapter(), lambda: None),
+        "unmerge": (lambda _: model.unmerge_adapter(), lambda: None),
     }
+    found: dict[str, float | None] = {"attach": None}
+    for name, (action, given) in actions.items():
+        with suppress(Exception):  # what PEFT's methods raise where they cannot is not of one kind
+            found[name] = _seconds(action, given)
+    return dict.fromkeys(actions) | found
 
 
 def _seconds(action: Callable[[Any], object], given: Callable[[], Any] = lambda: None) -> float:

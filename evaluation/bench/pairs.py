@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import evaluation.peers  # noqa: F401  registers the names peft:NAME
 from evaluation.spec import Unusable
 from variants.adalora import AdaLoRA
 from variants.core import UnknownHyperparameter, UnknownMethod, Variant, create, method, names

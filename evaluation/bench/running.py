@@ -179,9 +179,8 @@ class _Running:
             self.floors[shape] = Timing(phases=_phases(laps, FLOOR), ratios={}, saved_bytes=saved, peak_bytes=peak)
         whole = totals(laps)
         for label, trainer in trainers.items():
-            memory = step_memory(trainer, batch, CPU)
-            if label not in self.timings[shape]:
-                ratios = _ratios(whole, label)
+            if label not in self.timings[shape]:  # the baseline is in every group, and reported from the first
+                memory, ratios = step_memory(trainer, batch, CPU), _ratios(whole, label)
                 self.timings[shape][label] = Timing(phases=_phases(laps, label), ratios=ratios, **memory)
 
     def _result(self, chosen: Iterable[Entry], found: dict[str, Start]) -> Bench:
