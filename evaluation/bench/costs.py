@@ -6,8 +6,8 @@ import copy
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +50,8 @@ def _our_costs(
             attach(sharing(base), variant, where)  # fills the cache
             return _seconds(lambda plain: attach(plain, variant, where), stock)
 
-    merge = unmerge = None
-    if variant.mergeable and variant.trains == "layers":
-        spans = []
-        for _ in range(TIMES):
-            began = time.perf_counter()
-            with merged(model):
-                inside = time.perf_counter()
-            spans.append((inside - began, time.perf_counter() - inside))
-        merge, unmerge = (statistics.median(part) for part in zip(*spans, strict=True))
+    whole = variant.mergeable and variant.trains == "layers"
+    merge, unmerge = _in_and_out(lambda: merged(model)) if whole else (None, None)
     saved = _or_none(lambda: _seconds(lambda _: save(model, file)))
     return {
         "attach": None if variant.needs or variant.trains != "layers" else again(),
@@ -76,21 +69,37 @@ def _peers_costs(
     import peft
 
     file = str(folder / f"peft-{variant.name.partition(':')[2]}")
-    actions: dict[str, tuple[Callable[[Any], object], Callable[[], Any]]] = {
-        "save": (lambda _: model.save_pretrained(file, save_embedding_layers=False), lambda: None),
-        "load": (lambda plain: peft.PeftModel.from_pretrained(plain, file), lambda: copy.deepcopy(base)),
-        "merge": (lambda _: model.merge_adapter(), lambda: None),
-        "unmerge": (lambda _: model.unmerge_adapter(), lambda: None),
-    }
-    found: dict[str, float | None] = {"attach": None}
-    for name, (action, given) in actions.items():
-        with suppress(Exception):  # what PEFT's methods raise where they cannot is not of one kind
-            found[name] = _seconds(action, given)
-    return dict.fromkeys(actions) | found
+    found: dict[str, float | None] = dict.fromkeys(("attach", "merge", "unmerge", "save", "load"))
+    with suppress(Exception):  # here and below: what PEFT's methods raise where they cannot is not of one kind
+        found["save"] = _seconds(lambda _: model.save_pretrained(file, save_embedding_layers=False))
+        restore = lambda plain: peft.PeftModel.from_pretrained(plain, file)  # noqa: E731
+        found["load"] = _seconds(restore, lambda: copy.deepcopy(base))
+    with suppress(Exception):
+        found["merge"], found["unmerge"] = _in_and_out(lambda: _peer_merged(model))
+    return found
+
+
+@contextmanager
+def _peer_merged(model: Any) -> Iterator[None]:
+    model.merge_adapter()
+    yield
+    model.unmerge_adapter()
+
+
+def _in_and_out(merging: Callable[[], AbstractContextManager[None]]) -> tuple[float, float]:
+    """Seconds of merging and of taking it back: always in turns, as merging twice does nothing the second time."""
+    spans = []
+    for _ in range(TIMES):
+        began = time.perf_counter()
+        with merging():
+            inside = time.perf_counter()
+        spans.append((inside - began, time.perf_counter() - inside))
+    into, out = (statistics.median(part) for part in zip(*spans, strict=True))
+    return into, out
 
 
 def _seconds(action: Callable[[Any], object], given: Callable[[], Any] = lambda: None) -> float:
-    """Of ``action(given())``, where only the action counts."""
+    """Of ``action(given())``, where only the action counts and may be repeated."""
     spans: list[float] = []
     while len(spans) < TIMES and sum(spans) < LONG:
         argument = given()

@@ -202,6 +202,26 @@ def test_costs_of_loading_do_not_touch_the_base(tmp_path: Path) -> None:
     assert toy.same(before, toy.bits(encoder))
 
 
+def test_every_timed_merge_merges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second merge in a row would do nothing, and be quick."""
+    *_, entry = entries(["dora"], RANK, TOTAL)
+    assert entry.peer is not None
+    c = on_toy(entry.peer)
+    model: Any = c.trainer.model.encoder
+    before, states = toy.bits(model), []
+    for name in ("merge_adapter", "unmerge_adapter"):
+        done = getattr(model, name)
+        monkeypatch.setattr(model, name, lambda d=done, n=name: (d(), states.append((n, _merged(model)))))
+    costs(c, toy.bert(), ["all"], tmp_path)
+    assert states == 3 * [("merge_adapter", True), ("unmerge_adapter", False)]
+    for key, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, before[key], rtol=1e-4, atol=1e-5)
+
+
+def _merged(model: Any) -> bool:
+    return any(getattr(module, "merged", False) for module in model.modules())
+
+
 def test_starts_of_pissa_agree_and_come_out_of_the_cache(tmp_path: Path) -> None:
     encoder = toy.bert()
     before = toy.bits(encoder)
