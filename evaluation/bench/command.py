@@ -10,7 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextCo
 from evaluation.bench.baseline import check_alike
 from evaluation.bench.pairs import known, usual
 from evaluation.bench.result import Bench
-from evaluation.bench.running import SHAPES, Progress, Settings, bench, check, parsed_shape
+from evaluation.bench.running import Progress, bench, check
+from evaluation.bench.settings import SHAPES, Settings, parsed_shape
 from evaluation.machine import cores
 from evaluation.models import Base, load_base
 from evaluation.spec import Unusable

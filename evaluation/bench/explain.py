@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from evaluation.bench.running import Settings
+from evaluation.bench.settings import Settings
 from evaluation.models import Base
 from variants.core.host import shape_of
 from variants.core.targets import matching_layers

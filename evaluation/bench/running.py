@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ import torch
 
 from evaluation.bench.costs import costs
 from evaluation.bench.groups import grouped
-from evaluation.bench.pairs import BASELINE, PEFT, Entry, entries
+from evaluation.bench.pairs import BASELINE, PEFT, Entry
 from evaluation.bench.result import Bench, Costs, Interval, Shape, Start, Timing
+from evaluation.bench.settings import WARMUP, Settings
 from evaluation.bench.starts import starts
 from evaluation.clock import Clock
 from evaluation.machine import environment
@@ -32,62 +32,16 @@ from variants.core import Refused, Variant
 from variants.core.targets import matching_layers
 
 CPU = torch.device("cpu")
-WARMUP = 1
-ROUNDS, LONG_ROUNDS, LONG = 12, 7, 512  # rounds; of batches of LONG tokens or more. An interval takes 6
-SHAPES = {"minilm": ((32, 32), (8, 16), (16, 128)), "smollm2": ((4, 128),)}
 CALIBRATION = (64, 16)  # rows and tokens: enough that inputs vary in more directions than there are ranks
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is measured. ``rounds`` of None chooses by shape."""
-
-    methods: tuple[str, ...]
-    shapes: tuple[tuple[int, int], ...]
-    threads: int
-    rounds: int | None = None
-    rank: int = 8
-    where: tuple[str, ...] = ("all",)
-    starts: bool = False
-    peers: bool = True
-
-    def rounds_of(self, shape: tuple[int, int]) -> int:
-        rows, tokens = shape
-        return self.rounds or (LONG_ROUNDS if rows * tokens >= LONG else ROUNDS)
-
-    @property
-    def total(self) -> int:
-        """Steps which every contestant takes: rounds, and one more a shape for memory."""
-        return sum(WARMUP + self.rounds_of(shape) + 1 for shape in self.shapes)
-
-    def entries(self) -> list[Entry]:
-        """What is timed.
-
-        Raises:
-            Unusable: a method is unknown, or not to be had with these hyperparameters.
-        """
-        return entries(self.methods, self.rank, self.total, self.peers)
 
 
 @dataclass
 class Progress:
-    """Told what goes on: ``say`` a few words, ``tick`` after each of ``steps``."""
+    """Told what goes on: ``say`` a few words; ``begin`` how many steps there will be, ``tick`` after each."""
 
     say: Callable[[str], None] = lambda _: None
     begin: Callable[[int], None] = lambda _: None
     tick: Callable[[], None] = lambda: None
-
-
-def parsed_shape(text: str) -> tuple[int, int]:
-    """Rows and tokens of a batch, written as in ``32x128``.
-
-    Raises:
-        Unusable: it is not written so.
-    """
-    found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
-    if not found:
-        raise Unusable(f"shape {text!r}: write rows x tokens of a batch, for example 32x128")
-    return int(found[1]), int(found[2])
 
 
 def check(base: Base, settings: Settings) -> None:

@@ -17,7 +17,8 @@ from evaluation.bench.explain import NOTHING, explained
 from evaluation.bench.groups import MOST, grouped, need
 from evaluation.bench.pairs import PEFT, Entry, entries, known, pairs, usual
 from evaluation.bench.result import Bench, Interval, Shape, Timing, read, text
-from evaluation.bench.running import Progress, Settings, bench, hyperparameters, parsed_shape
+from evaluation.bench.running import Progress, bench, hyperparameters
+from evaluation.bench.settings import Settings, parsed_shape
 from evaluation.bench.starts import EXACT, starts
 from evaluation.clock import Clock
 from evaluation.measures.contestants import Contestant, Floor, contestant, random_batch
