@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from variants.core import FrozenProduct, Init, LoRAPair, Tensors, project, register
+from variants.core import Init, LoRAPair, Tensors, register
+from variants.core.thin import Thin
 from variants.lora import LoRA
 
 
@@ -36,9 +37,8 @@ class DoRA(LoRA):
     def weight(self, W: Tensor, t: Tensors) -> Tensor:
         return self._gain(W, t)[:, None] * super().weight(W, t)
 
-    def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
-        y = linear(x) + project(self.scale * project(x, t["A"]), t["B"])
-        return self._gain(W, t).to(y.dtype) * y
+    def thin(self, W: Tensor, t: Tensors) -> Thin | None:
+        return Thin(t["A"], t["B"], scale=self.scale, gain=self._gain(W, t))
 
     def parameter_count(self, out: int, in_: int) -> int:
         return super().parameter_count(out, in_) + out

@@ -8,10 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from variants.core import FrozenProduct, Init, LoRAPair, Tensors, project, register
+from variants.core import Init, LoRAPair, Tensors, register
 from variants.core.fields import Count
 from variants.core.linalg import cayley, full_precision, rank_defect
 from variants.core.singular import PrincipalCore
+from variants.core.thin import Thin
 
 
 @register("spectral_adapter")
@@ -52,11 +53,8 @@ class SpectralAdapter(PrincipalCore):
         Qu, Qv = (cayley((t[D] - t[D].mT) / 2) for D in ("Du", "Dv"))
         return Qu * (t["s"] * t["c"] if self._trains_values else t["s"]) @ Qv.mT - torch.diag(t["s"])
 
-    def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
-        if self.form == "rotational":
-            return super().forward(x, linear, W, t)
-        S, moved = t["s"].to(x.dtype), project(x, t["A"])
-        return linear(x) + project(S * (project(x, t["Vh"]) + moved), t["B"]) + project(S * moved, t["U"])
+    def thin(self, W: Tensor, t: Tensors) -> Thin | None:
+        return super().thin(W, t) if self.form == "rotational" else Thin(*self.as_lora(W, t))
 
     def as_lora(self, W: Tensor, t: Tensors) -> LoRAPair:
         if self.form == "rotational":

@@ -15,6 +15,7 @@ class HostConv1D(Host, Conv1D):  # type: ignore[misc]  # transformers is skipped
     """Hosts ``Conv1D``: weight stored as (in, out)."""
 
     plain = Conv1D
+    transparent = True
 
     def frozen(self, x: Tensor) -> Tensor:
         return x @ cast(Tensor, self.weight)

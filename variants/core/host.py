@@ -14,14 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from variants.core.interface import Init, LoRAPair, Refused, Variant, project
+from variants.core.fused import fused, fuses
+from variants.core.interface import Init, LoRAPair, Refused, Variant
 from variants.core.linalg import full_precision, raised
+from variants.core.thin import Thin
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Adapter(nn.Module):
         self.dropout = dropout
         self.rebased = False  # True: the layer's weight is init.base, and weight() is meant on it
         self.pair_form = False  # True: used as the exact low-rank pair on the original weight
+        self.own_forward = type(variant).forward is not Variant.forward
         for name, tensor in init.train.items():
             self.register_parameter(name, nn.Parameter(own(tensor, device)))
         for name, tensor in init.frozen.items():
@@ -71,23 +74,31 @@ class Adapter(nn.Module):
 
     def whole(self, x: Tensor, host: Host) -> Tensor:
         """The layer's whole output, for the adapter alone on it."""
-        y, t = self.product(x, host), self.tensors()
-        if host.bias is not None:  # under autocast y may be narrower than the bias, which must not widen it
-            y = y + self.variant.bias(host.bias, t).to(y.dtype)
-        return self.variant.output(y, t)
+        t = self.tensors()
+        bias = None if host.bias is None else self.variant.bias(host.bias, t)
+        return self.variant.output(self.product(x, host, t, bias), t)
 
-    def product(self, x: Tensor, host: Host) -> Tensor:
-        """The whole adapted product without bias, for the adapter alone on its layer."""
+    def product(self, x: Tensor, host: Host, t: dict[str, Tensor], bias: Tensor | None) -> Tensor:
+        """The whole adapted product, for the adapter alone on its layer."""
+        thin = self.thin(host, t)
+        if thin is not None:
+            return host.thin_product(x, thin, bias)
+        y = self.variant.forward(x, host.frozen, host.dense(), t)
+        return y if bias is None else y + bias.to(y.dtype)  # under autocast y may be narrower than the bias
+
+    def thin(self, host: Host, t: dict[str, Tensor]) -> Thin | None:
+        """The factors of the adapted weight on the stored one, if the layer is to multiply with them by itself."""
         if self.pair_form:
-            return host.frozen(x) + self._pair_product(x, host)
-        return self.variant.forward(x, host.frozen, host.dense(), self.tensors())
+            return Thin(*self._pair(host))
+        return None if self.own_forward else self.variant.thin(host.dense(), t)
 
     def contribution(self, x: Tensor, y: Tensor, host: Host) -> Tensor:
         """What the adapter adds to the layer's output, where ``y`` is the product of ``x`` with the original weight.
         Sees dropped-out input."""
         seen = F.dropout(x, self.dropout, training=True) if self.training and self.dropout else x
-        if self.pair_form:
-            return self._shifted(self._pair_product(seen, host), host)
+        thin = None if self.rebased else self.thin(host, self.tensors())
+        if thin is not None and thin.gain is None and self.variant.mergeable:
+            return self._shifted(thin.change(seen), host)
         frozen = y if seen is x else host.original_product(seen)
         change = self._shifted(self._change(seen, frozen, host), host)
         if self.variant.mergeable:
@@ -105,7 +116,7 @@ class Adapter(nn.Module):
     def _change(self, seen: Tensor, frozen: Tensor, host: Host) -> Tensor:
         """Of the product, without bias."""
         if self.rebased:
-            return self.product(seen, host) - frozen
+            return self.product(seen, host, self.tensors(), None) - frozen
 
         def known(z: Tensor) -> Tensor:  # one frozen product, not two
             return frozen if z is seen else host.frozen(z)
@@ -126,10 +137,6 @@ class Adapter(nn.Module):
         assert pair is not None, "pair_form is only chosen when there is a pair"
         return pair
 
-    def _pair_product(self, x: Tensor, host: Host) -> Tensor:
-        pair = self._pair(host)
-        return project(project(x, pair.A), pair.B)
-
 
 def own(tensor: Tensor, device: torch.device) -> Tensor:
     """A copy which shares memory with nothing and which a file format can write as it lies."""
@@ -147,6 +154,14 @@ class Host(nn.Module):
 
     # ---- what a host class defines ----------------------------------------------------------------------------------
     plain: type[nn.Module]  # the class to swap back to
+    # Whether frozen(x) is ``x @ dense().T`` and no more, so that a fast path may compute it together with something
+    # else. Said by the class which defines ``frozen``: a subclass with another ``frozen`` has to say it anew.
+    transparent: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "frozen" in cls.__dict__ and "transparent" not in cls.__dict__:
+            cls.transparent = False
 
     def frozen(self, x: Tensor) -> Tensor:  # shape: (..., out)
         """The product with the stored weight, without bias."""
@@ -177,6 +192,13 @@ class Host(nn.Module):
 
     def original_product(self, x: Tensor) -> Tensor:
         return F.linear(x, self.original_dense()) if self.is_rebased else self.frozen(x)
+
+    def thin_product(self, x: Tensor, thin: Thin, bias: Tensor | None) -> Tensor:  # shape: (..., out)
+        """The product with the stored weight changed by these factors, and a bias."""
+        if self.transparent and fuses(x):
+            return fused(x, self.dense(), bias, thin)
+        y = thin.product(x, self.frozen(x))
+        return y if bias is None else y + bias.to(y.dtype)
 
     def carried(self, name: str) -> Adapter:
         """The adapter called ``name`` on this layer."""
@@ -291,6 +313,7 @@ class HostLinear(Host, nn.Linear):
     """Hosts ``torch.nn.Linear``: weight stored as (out, in)."""
 
     plain = nn.Linear
+    transparent = True
 
     def frozen(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight)

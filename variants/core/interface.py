@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from variants.core.fields import check_bounds
+from variants.core.thin import Thin, project as project
 
 Tensors = Mapping[str, Tensor]
 # What a calibration pass measures for each layer, over its input vectors x (in,) and the task loss L:
@@ -83,6 +84,7 @@ class Variant:
         ``forward(x, linear, W, t) == linear(x) - x @ W.T + x @ weight(W, t).T``  in value and in every gradient
         ``sum(t.numel() for t in init(W, ...).train.values()) == parameter_count(*W.shape)``
         ``weight(base or W, t) == W``                                             at the start, if ``exact_init``
+        ``weight(W, t) == diag(gain) (W + scale B C A)``                          if ``thin`` gives the factors
         ``weight(base or W, t) == W + as_lora(W, t).delta()``                     if ``as_lora`` gives a pair
     """
 
@@ -136,9 +138,17 @@ class Variant:
     def check(self, out: int, in_: int) -> None:
         """Raises Refused unless the method can work on a layer of this shape. Asked before ``init``."""
 
+    def thin(self, W: Tensor, t: Tensors) -> Thin | None:
+        """The factors, if ``weight`` is ``diag(gain) (W + scale B C A)``. Layers then find the fastest product by
+        themselves, unless the method has a ``forward`` of its own."""
+        del W, t
+        return None
+
     def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:  # shape: (..., out)
         """The adapted product without bias, in x's dtype. ``linear`` is the frozen product, possibly quantised."""
-        del linear
+        thin = self.thin(W, t)
+        if thin is not None:
+            return thin.product(x, linear(x))
         return F.linear(x, self.weight(W, t).to(x.dtype))
 
     def initial_weight(self, W: Tensor, stats: Tensors | None) -> Tensor | None:  # shape: (out, in)
@@ -206,8 +216,3 @@ class Variant:
         """Whether the base model's own parameter at ``path`` is trained in place (full fine-tuning, BitFit)."""
         del path
         return False
-
-
-def project(x: Tensor, M: Tensor) -> Tensor:  # shapes: (..., k), (j, k) -> (..., j)
-    """``x @ M.T`` in x's dtype, whatever the precision in which M is kept."""
-    return F.linear(x, M.to(x.dtype))

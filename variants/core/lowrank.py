@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from variants.core.fields import Count, Positive
-from variants.core.interface import FrozenProduct, Init, LoRAPair, Refused, States, Tensors, Variant, project
+from variants.core.interface import Init, LoRAPair, Refused, States, Tensors, Variant
 from variants.core.linalg import orthogonality_defect, random_orthonormal, rank_defect
+from variants.core.thin import Thin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +54,8 @@ class Additive(Variant):
     def weight(self, W: Tensor, t: Tensors) -> Tensor:
         return W + self.as_lora(W, t).delta()
 
-    def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
-        pair = self.as_lora(W, t)
-        return linear(x) + project(project(x, pair.A), pair.B)
+    def thin(self, W: Tensor, t: Tensors) -> Thin | None:
+        return Thin(*self.as_lora(W, t))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,8 @@ class Pair(LowRank):
     def weight(self, W: Tensor, t: Tensors) -> Tensor:
         return W + self.scale * t["B"] @ t["A"]
 
-    def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
-        return linear(x) + project(self.scale * project(x, t["A"]), t["B"])
+    def thin(self, W: Tensor, t: Tensors) -> Thin | None:
+        return Thin(t["A"], t["B"], scale=self.scale)
 
     def parameter_count(self, out: int, in_: int) -> int:
         return self.rank * (out + in_)
@@ -120,8 +120,8 @@ class DiagonalPair(Pair):
     def weight(self, W: Tensor, t: Tensors) -> Tensor:
         return super().weight(W, self.with_diagonal(t))
 
-    def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
-        return super().forward(x, linear, W, self.with_diagonal(t))
+    def thin(self, W: Tensor, t: Tensors) -> Thin | None:
+        return Thin(t["A"], t["B"], t["E"], self.scale)
 
     def as_lora(self, W: Tensor, t: Tensors) -> LoRAPair | None:
         return super().as_lora(W, self.with_diagonal(t))
@@ -148,8 +148,8 @@ class FrozenBases(Additive, LowRank):
 
     exact_init = False
 
-    def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
-        return linear(x) + project(self.scale * project(project(x, t["A"]), t["R"]), t["B"])
+    def thin(self, W: Tensor, t: Tensors) -> Thin | None:
+        return Thin(t["A"], t["B"], t["R"], self.scale)
 
     def parameter_count(self, out: int, in_: int) -> int:
         return self.rank**2
@@ -182,6 +182,10 @@ class USV(Additive, LowRank):
     def factors(self, t: Tensors) -> tuple[Tensor, Tensor]:  # shapes: (out, rank), (in, rank)
         """U and V."""
         return t["U"], t["V"]
+
+    def thin(self, W: Tensor, t: Tensors) -> Thin | None:
+        U, V = self.factors(t)
+        return Thin(V.T, U, t["s"], self.scale)
 
     def as_lora(self, W: Tensor, t: Tensors) -> LoRAPair:
         U, V = self.factors(t)

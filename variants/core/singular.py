@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from variants.core.fields import Count
-from variants.core.interface import FrozenProduct, LoRAPair, Tensors, project
+from variants.core.interface import LoRAPair, Tensors
 from variants.core.linalg import orthogonality_defect, top
 from variants.core.lowrank import Additive, Ranked
+from variants.core.thin import Thin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +22,8 @@ class SingularCore(Additive):
         """What is added to ``diag(s)``."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
-        C, h = self.core(t), project(x, t["Vh"])
-        return linear(x) + project(h * C.to(h.dtype) if C.ndim == 1 else project(h, C), t["U"])
+    def thin(self, W: Tensor, t: Tensors) -> Thin | None:
+        return Thin(t["Vh"], t["U"], self.core(t))
 
     def as_lora(self, W: Tensor, t: Tensors) -> LoRAPair:
         C = self.core(t)
