@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from variants.core import Init, LoRAPair, Tensors, register
+from variants.core.norms import changed_rows
 from variants.core.thin import Thin
 from variants.lora import LoRA
 
@@ -29,16 +30,15 @@ class DoRA(LoRA):
         start = super().init(W, rng, stats)
         return replace(start, train={**start.train, "m": torch.linalg.vector_norm(W, dim=1)})
 
-    def _gain(self, W: Tensor, t: Tensors) -> Tensor:  # shape: (out,)
-        norm: Tensor = torch.linalg.vector_norm(super().weight(W, t), dim=1)
-        norm = norm.clamp_min(torch.finfo(norm.dtype).tiny)  # a row of zeros stays zero instead of becoming 0 / 0
-        return t["m"] / (norm.detach() if self.detach_norm else norm)
-
     def weight(self, W: Tensor, t: Tensors) -> Tensor:
-        return self._gain(W, t)[:, None] * super().weight(W, t)
+        V = super().weight(W, t)
+        norm = torch.linalg.vector_norm(V, dim=1).clamp_min(torch.finfo(V.dtype).tiny)  # a row of zeros stays zero
+        return (t["m"] / (norm.detach() if self.detach_norm else norm))[:, None] * V
 
     def thin(self, W: Tensor, t: Tensors) -> Thin | None:
-        return Thin(t["A"], t["B"], scale=self.scale, gain=self._gain(W, t))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_norm):
+            norm = changed_rows(W, t["A"], t["B"], self.scale)
+        return Thin(t["A"], t["B"], scale=self.scale, gain=t["m"] / norm)
 
     def parameter_count(self, out: int, in_: int) -> int:
         return super().parameter_count(out, in_) + out

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from variants.core import FrozenProduct, Init, LoRAPair, Tensors, project, register
+from variants.core.contraction import computed_in, order
 from variants.core.fields import Count, Nonzero
 from variants.core.lowrank import Additive
+from variants.core.thin import Thin
 
 
 @register("vera")
@@ -43,9 +46,12 @@ class VeRA(Additive):
         return LoRAPair(t["d"][:, None] * t["A"][:, :in_], t["b"][:, None] * t["B"][:out])
 
     def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
-        out, in_ = W.shape  # the vectors scale activations, so that the large factors are not copied
-        z, y = project(x, t["A"][:, :in_]), linear(x)
-        return y + project(z * t["d"].to(z.dtype), t["B"][:out]) * t["b"].to(y.dtype)
+        out, in_ = W.shape
+        A, B = t["A"][:, :in_], t["B"][:out]
+        if order(x.numel() // in_, W, Thin(A, B, t["d"]), computed_in(x)) == "dense":
+            return F.linear(x, self.weight(W, t))
+        z, y = project(x, A), linear(x)  # the vectors scale activations, so that the large factors are not copied
+        return y + project(z * t["d"].to(z.dtype), B) * t["b"].to(y.dtype)
 
     def parameter_count(self, out: int, in_: int) -> int:
         return out + self.rank

@@ -57,7 +57,7 @@ def test_round_trip_of_a_whole_model(variant: Variant, layer: Layer) -> None:
     second = net(layer, torch.float32)
     attach(second, variant, seed=2)
     load_adapter_state(second, state)
-    close(second(x), first(x), 1e-6, "after loading")
+    close(second(x), first(x), 3e-6, "after loading")  # a pair may take the place of a residual: other roundings
     train(second, x) if trainable_parameters(second) else None
     detach(second, merge=False)
     assert same_bits(second(x), net(layer, torch.float32)(x))

@@ -14,14 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from variants.core.contraction import computed_in
 from variants.core.thin import Thin
 
 
-def fuses(x: Tensor) -> bool:
+def fuses() -> bool:
     """Whether ordinary reverse-mode autograd is all that watches: compilers, transforms of ``torch.func`` and
     forward-mode differentiation take the single operations instead."""
     watched = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    return not watched and forward_ad._current_level < 0 and x.dtype.is_floating_point
+    return not watched and forward_ad._current_level < 0
 
 
 def fused(x: Tensor, W: Tensor, bias: Tensor | None, thin: Thin) -> Tensor:  # shape: (..., out)
@@ -29,9 +30,7 @@ def fused(x: Tensor, W: Tensor, bias: Tensor | None, thin: Thin) -> Tensor:  # s
 
     Can be differentiated any number of times.
     """
-    dtype = x.dtype
-    if dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
+    dtype = computed_in(x)
     A, B, C, gain = (None if M is None else M.to(dtype) for M in (thin.A, thin.B, thin.core, thin.gain))
     x, W, bias = x.to(dtype), W.to(dtype), None if bias is None else bias.to(dtype)
     y: Tensor = _Fused.apply(x, W, bias if gain is None else None, A, B, C, thin.scale)[0]

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from variants.core.contraction import computed_in, order
 from variants.core.fused import fused, fuses
 from variants.core.interface import Init, LoRAPair, Refused, Variant
 from variants.core.linalg import full_precision, raised
@@ -195,8 +196,11 @@ class Host(nn.Module):
 
     def thin_product(self, x: Tensor, thin: Thin, bias: Tensor | None) -> Tensor:  # shape: (..., out)
         """The product with the stored weight changed by these factors, and a bias."""
-        if self.transparent and fuses(x):
-            return fused(x, self.dense(), bias, thin)
+        W = self.dense()
+        if self.transparent and order(x.numel() // x.shape[-1], W, thin, computed_in(x)) == "dense":
+            return F.linear(x, thin.weight(W), bias)
+        if self.transparent and fuses():
+            return fused(x, W, bias, thin)
         y = thin.product(x, self.frozen(x))
         return y if bias is None else y + bias.to(y.dtype)
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from variants.core.contraction import described
 from variants.core.fields import check_bounds
 from variants.core.thin import Thin, project as project
 
@@ -150,6 +151,13 @@ class Variant:
         if thin is not None:
             return thin.product(x, linear(x))
         return F.linear(x, self.weight(W, t).to(x.dtype))
+
+    def explain(self, W: Tensor, t: Tensors, tokens: int) -> str:
+        """How a layer with these tensors multiplies this many inputs, in one line for people."""
+        thin = self.thin(W, t)
+        if thin is not None:
+            return described(tokens, W, thin)
+        return "the weight formed" if type(self).forward is Variant.forward else "a product of its own"
 
     def initial_weight(self, W: Tensor, stats: Tensors | None) -> Tensor | None:  # shape: (out, in)
         """The effective weight at the start, in closed form; None where chance decides it."""

@@ -240,7 +240,7 @@ def skew_from(entries: Tensor, n: int) -> Tensor:  # shapes: (..., n (n - 1) / 2
 def cayley(K: Tensor) -> Tensor:  # shapes: (..., n, n)
     """The rotation ``(I + K)(I - K)^(-1)`` of a skew-symmetric K; every rotation without eigenvalue -1 is one."""
     K = raised(K)
-    return torch.linalg.solve(_eye(K) - K, _eye(K) + K)
+    return 2 * torch.linalg.inv(_eye(K) - K) - _eye(K)  # as (I + K) = 2 I - (I - K), whose norm is at least 1
 
 
 @full_precision

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,6 +25,13 @@ class Thin(NamedTuple):
     core: Tensor | None = None  # C, shape (k, k), or (k,) for a diagonal; None: the identity
     scale: float = 1.0
     gain: Tensor | None = None  # (out,); None: all ones
+
+    def weight(self, W: Tensor) -> Tensor:  # shape: (out, in)
+        """The changed weight, written out."""
+        C = self.core
+        B = self.B if C is None else self.B * C if C.ndim == 1 else self.B @ C
+        V = torch.addmm(W, B, self.A, alpha=self.scale)
+        return V if self.gain is None else self.gain[:, None] * V
 
     def product(self, x: Tensor, y: Tensor) -> Tensor:  # shapes: (..., in), (..., out) -> (..., out)
         """The product of x with the changed weight, where ``y`` is the one with W."""

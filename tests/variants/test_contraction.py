@@ -1,0 +1,117 @@
+"""The order of products: chosen by cost, the same numbers whichever is chosen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.variants.models import by_name, host_of
+from variants.core import Variant, attach, create, layer_states
+from variants.core.cases import CASES, close, generator, move
+from variants.core.checks import forward_is_weight
+from variants.core.conformance import fitted
+from variants.core.contraction import costs, order
+from variants.core.norms import changed_rows, squared_rows
+from variants.core.thin import Thin
+
+THIN = [create(name, {}) for name in ("lora", "dora", "pissa", "adalora", "lora_xs", "stiefel", "svf", "svft", "vera")]
+
+
+def thin(k: int, out: int = 384, in_: int = 384, trains: str = "AB", core: int | None = None) -> Thin:
+    """Zeros of these shapes; the named parts (C for the core) train."""
+    C = None if core is None else torch.zeros((k,) * core, requires_grad="C" in trains)
+    return Thin(
+        torch.zeros(k, in_, requires_grad="A" in trains), torch.zeros(out, k, requires_grad="B" in trains), C, 1.0, None
+    )
+
+
+def chosen(tokens: int, factors: Thin, dtype: torch.dtype = torch.float32) -> str:
+    return order(tokens, torch.zeros(len(factors.B), factors.A.shape[1], dtype=dtype), factors, dtype)
+
+
+@pytest.mark.parametrize("choice", ["thin", "dense"])
+@pytest.mark.parametrize("variant", THIN, ids=by_name)
+def test_each_order_gives_the_product(variant: Variant, choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("variants.core.host.order", "variants.vera.order"):
+        monkeypatch.setattr(module, lambda *_: choice)
+    for case in CASES:
+        if (small := fitted(variant, case)) is not None:
+            forward_is_weight(small, case)
+
+
+def test_what_is_chosen() -> None:
+    for tokens in (1, 128, 4096):
+        assert chosen(tokens, thin(8)) == "thin", "a narrow bottleneck"
+        assert chosen(tokens, thin(8, 1536, core=2, trains="C")) == "thin"
+    full = thin(384, core=1, trains="C")
+    assert chosen(16, full) == "thin", "few tokens do not pay for a weight"
+    assert chosen(2048, full) == "dense"
+    assert chosen(2048, full, torch.bfloat16) == "thin", "a weight in bfloat16 rounds the change away"
+    with torch.no_grad():
+        assert chosen(16, full) == "thin"
+        assert chosen(1024, full) == "dense"
+
+
+def test_costs_count_what_trains() -> None:
+    W = torch.zeros(6, 5)
+    one, both = (costs(100, W, thin(2, 6, 5, trains)) for trains in ("B", "AB"))
+    assert all(one[name] < both[name] for name in one)
+    with torch.no_grad():
+        assert costs(100, W, thin(2, 6, 5))["thin"] < one["thin"]
+
+
+def test_explained() -> None:
+    model = nn.ModuleDict({"layer": nn.Linear(64, 48)})
+    attach(model, create("svf", {}), "layer")
+    (state,) = layer_states(model)
+    host = host_of(model)
+    variant = host.carried("default").variant
+    assert variant.explain(state.W, state.t, 4).startswith("thin at 4 tokens, 48 x 64, bottleneck 48 ")
+    assert variant.explain(state.W, state.t, 4096).startswith("dense at 4096 tokens")
+    oft = create("oft", {"block": 8})
+    assert oft.explain(state.W, oft.init(state.W, generator(0)).train, 4) == "a product of its own"
+
+
+def test_lengths_of_rows_without_the_sum() -> None:
+    rng = generator(5)
+    W, A, B = (torch.randn(s, generator=rng, dtype=torch.float64) for s in ((7, 9), (3, 9), (7, 3)))
+    close(changed_rows(W, A, B, 0.7), torch.linalg.vector_norm(W + 0.7 * B @ A, dim=1), 1e-14, "lengths")
+    free = [M.requires_grad_() for M in (A, B)]
+    got = torch.autograd.grad(changed_rows(W, A, B, 0.7).sum(), free)
+    want = torch.autograd.grad(torch.linalg.vector_norm(W + 0.7 * B @ A, dim=1).sum(), free)
+    for mine, theirs in zip(got, want, strict=True):
+        close(mine, theirs, 1e-13, "gradient")
+
+
+def test_a_row_which_the_update_undoes_has_no_length_below_zero() -> None:
+    W = torch.randn(5, 40, generator=generator(6))
+    assert bool((changed_rows(W, W, -torch.eye(5), 1.0) < 1e-2).all())
+
+
+def _doubled(layer: nn.Linear) -> Any:
+    with torch.no_grad():
+        layer.weight.mul_(2)
+
+
+@pytest.mark.parametrize("change", [_doubled, lambda layer: layer.double(), lambda layer: layer.bfloat16()])
+def test_remembered_lengths_follow_the_weight(change: Any) -> None:
+    layer = nn.Linear(6, 5).requires_grad_(False)
+    first: Tensor = squared_rows(layer.weight)
+    assert squared_rows(layer.weight) is first, "computed once"
+    change(layer)
+    wide = layer.weight if layer.weight.dtype == torch.float64 else layer.weight.float()
+    close(squared_rows(layer.weight), wide.square().sum(1), 1e-7, "after the change")
+    assert squared_rows(layer.weight).dtype == wide.dtype
+
+
+def test_lengths_found_without_autograd_serve_training() -> None:
+    model = nn.ModuleDict({"layer": nn.Linear(6, 5)})
+    attach(model, create("dora", {"rank": 2, "detach_norm": False}), "layer")
+    move(model)
+    x = torch.ones(2, 6)
+    with torch.inference_mode():
+        host_of(model)(x)
+    host_of(model)(x).sum().backward()
