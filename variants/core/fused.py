@@ -2,7 +2,8 @@
 
 What passes the bottleneck is kept transposed, (k, tokens): then every thin product, forward and backward, reads the
 long matrices in the layout in which they lie, which on a CPU halves their time. Nothing is computed for a tensor that
-needs no gradient, and the input is kept only where A or W trains.
+needs no gradient, and the input is kept only where A or W trains. Large temporary tensors are avoided, since on a CPU
+it is their fresh memory which costs most: a gain multiplies the small factors in the backward pass, not the gradient.
 """
 
 from __future__ import annotations
@@ -33,10 +34,8 @@ def fused(x: Tensor, W: Tensor, bias: Tensor | None, thin: Thin) -> Tensor:  # s
     dtype = computed_in(x)
     A, B, C, gain = (None if M is None else M.to(dtype) for M in (thin.A, thin.B, thin.core, thin.gain))
     x, W, bias = x.to(dtype), W.to(dtype), None if bias is None else bias.to(dtype)
-    y: Tensor = _Fused.apply(x, W, bias if gain is None else None, A, B, C, thin.scale)[0]
-    if gain is None:
-        return y
-    return y * gain if bias is None else torch.addcmul(bias, y, gain)
+    y: Tensor = _Fused.apply(x, W, bias, A, B, C, gain, thin.scale)[0]
+    return y
 
 
 def _through(C: Tensor | None, h: Tensor) -> Tensor:  # shapes: (k, tokens)
@@ -46,43 +45,72 @@ def _through(C: Tensor | None, h: Tensor) -> Tensor:  # shapes: (k, tokens)
     return C[:, None] * h if C.ndim == 1 else C @ h
 
 
-class _Fused(torch.autograd.Function):
-    """(x, W, bias, A, B, C, scale) -> y and ``h = A x^T`` (k, tokens).
+def _rows_scaled(gain: Tensor | None, M: Tensor) -> Tensor:  # shapes: (out,), (out, ...)
+    """``diag(gain) M``."""
+    return M if gain is None else gain[:, None] * M
 
-    h is an output so that it can be kept for backward and differentiated again, by way of the gradient which then
-    arrives for it; nobody else sees it.
+
+def _summed_product(g: Tensor, z: Tensor) -> Tensor:  # shapes: (tokens, out) -> (out,)
+    """``(g * z).sum(0)``, in parts of at most 2^17 numbers."""
+    rows = max(1, 2**17 // max(1, g.shape[1]))
+    if len(g) <= rows:
+        return (g * z).sum(0)
+    parts = [(a * b).sum(0) for a, b in zip(g.split(rows), z.split(rows), strict=True)]
+    return torch.stack(parts).sum(0)
+
+
+class _Fused(torch.autograd.Function):
+    """(x, W, bias, A, B, C, gain, scale) -> y, and two tensors on the way to it, which nobody else sees: ``h = A x^T``
+    (k, tokens), and with a gain z (tokens, out), the product before it.
+
+    They are outputs so that they can be kept for backward and differentiated again, by way of the gradients which then
+    arrive for them.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, C: Tensor | None, scale: float
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any,
+        x: Tensor,
+        W: Tensor,
+        bias: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor | None,
+        gain: Tensor | None,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         rows = x.reshape(-1, x.shape[-1])
         h = A @ rows.t()
-        y = F.linear(rows, W, bias).addmm_(_through(C, h).t(), B.t(), alpha=scale)
-        _, for_W, _, for_A, for_B, for_C, _ = ctx.needs_input_grad
-        ctx.save_for_backward(x if for_A or for_W else None, W, A, B, C, h if for_B or for_C else None)
+        z = F.linear(rows, W, bias if gain is None else None).addmm_(_through(C, h).t(), B.t(), alpha=scale)
+        y = z if gain is None else z * gain if bias is None else torch.addcmul(bias, z, gain)
+        _, for_W, _, for_A, for_B, for_C, for_gain, _ = ctx.needs_input_grad
+        kept = (x if for_A or for_W else None, h if for_B or for_C else None, z if for_gain else None)
+        ctx.save_for_backward(*kept, W, A, B, C, gain)
         ctx.set_materialize_grads(False)
         ctx.scale, ctx.shape = scale, x.shape
-        return y.view(*x.shape[:-1], y.shape[-1]), h
+        return y.view(*x.shape[:-1], y.shape[-1]), h, None if gain is None else z
 
     @staticmethod
-    def backward(ctx: Any, gy: Tensor | None, gh: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, W, A, B, C, h = ctx.saved_tensors
-        for_x, for_W, for_bias, for_A, for_B, for_C, _ = ctx.needs_input_grad
-        dx = dW = dbias = dB = dC = None
-        if gy is not None:
-            g = gy.reshape(-1, gy.shape[-1])
-            if for_bias:
-                dbias = g.sum(0)
+    def backward(ctx: Any, gy: Tensor | None, gh: Tensor | None, gz: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, h, z, W, A, B, C, gain = ctx.saved_tensors
+        for_x, for_W, for_bias, for_A, for_B, for_C, for_gain, _ = ctx.needs_input_grad
+        dx = dW = dbias = dB = dC = dgain = None
+        g = None if gy is None else gy.reshape(-1, gy.shape[-1])
+        if g is not None:
+            dbias = g.sum(0) if for_bias else None
+            dgain = _summed_product(g, z) if for_gain else None
+        if gz is not None:  # only where gradients are differentiated again
+            g = gz if g is None else gz + g * gain
+            gain = None
+        if g is not None:
             if for_W:
-                dW = g.t() @ x.reshape(-1, x.shape[-1])
+                dW = _rows_scaled(gain, g.t() @ x.reshape(-1, x.shape[-1]))
             if for_B:
-                dB = ctx.scale * (_through(C, h) @ g).t()
+                dB = _rows_scaled(gain, ctx.scale * (_through(C, h) @ g).t())
             if for_x:
-                dx = g @ W
+                dx = g @ _rows_scaled(gain, W)
             if for_x or for_A or for_C:
-                up = ctx.scale * (B.t() @ g.t())
+                up = ctx.scale * (_rows_scaled(gain, B).t() @ g.t())
                 if for_C:
                     dC = (up * h).sum(1) if C.ndim == 1 else up @ h.t()
                 through = _through(C if C is None or C.ndim == 1 else C.t(), up)
@@ -90,4 +118,4 @@ class _Fused(torch.autograd.Function):
         dA = gh @ x.reshape(-1, x.shape[-1]) if for_A and gh is not None else None
         if for_x and gh is not None:
             dx = gh.t() @ A if dx is None else dx.addmm_(gh.t(), A)
-        return None if dx is None else dx.view(ctx.shape), dW, dbias, dA, dB, dC, None
+        return None if dx is None else dx.view(ctx.shape), dW, dbias, dA, dB, dC, dgain, None
