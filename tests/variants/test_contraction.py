@@ -15,6 +15,7 @@ from variants.core.checks import forward_is_weight
 from variants.core.conformance import fitted
 from variants.core.contraction import costs, order
 from variants.core.norms import changed_rows, squared_rows
+from variants.core.rotation import side
 from variants.core.thin import Thin
 
 THIN = [create(name, {}) for name in ("lora", "dora", "pissa", "adalora", "lora_xs", "stiefel", "svf", "svft", "vera")]
@@ -40,6 +41,24 @@ def test_each_order_gives_the_product(variant: Variant, choice: str, monkeypatch
     for case in CASES:
         if (small := fitted(variant, case)) is not None:
             forward_is_weight(small, case)
+
+
+@pytest.mark.parametrize("choice", ["input", "weight"])
+@pytest.mark.parametrize("variant", [create(name, {}) for name in ("oft", "boft", "goft")], ids=by_name)
+def test_either_side_can_be_rotated(variant: Variant, choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("variants.core.rotation.side", lambda *_: choice)
+    for case in CASES:
+        if (small := fitted(variant, case)) is not None:
+            forward_is_weight(small, case)
+
+
+def test_which_side_is_rotated() -> None:
+    W = torch.zeros(384, 384)
+    apart = [(torch.arange(384).reshape(-1, 8), torch.zeros(48, 8, 8)) for _ in range(2)]
+    assert side(64, W, apart) == "input"
+    assert side(4096, W, apart) == "weight"
+    assert side(4096, torch.zeros(4 * 384, 384), apart) == "input", "a tall weight has a dear gradient"
+    assert side(1024, W, [(None, torch.zeros(12, 32, 32))]) == "input"
 
 
 def test_what_is_chosen() -> None:
@@ -72,7 +91,8 @@ def test_explained() -> None:
     assert variant.explain(state.W, state.t, 4).startswith("thin at 4 tokens, 48 x 64, bottleneck 48 ")
     assert variant.explain(state.W, state.t, 4096).startswith("dense at 4096 tokens")
     oft = create("oft", {"block": 8})
-    assert oft.explain(state.W, oft.init(state.W, generator(0)).train, 4) == "a product of its own"
+    t = oft.init(state.W, generator(0)).train
+    assert oft.explain(state.W, t, 4) == "input rotated at 4 tokens, 48 x 64, 1 factors"
 
 
 def test_lengths_of_rows_without_the_sum() -> None:

@@ -30,7 +30,8 @@ def order(tokens: int, W: Tensor, thin: Thin, dtype: torch.dtype) -> Order:
 
     In half precision always thin: a small change would be rounded away in the sum with W.
     """
-    if not dtype == W.dtype == thin.A.dtype:
+    (out, in_), k = W.shape, len(thin.A)
+    if not dtype == W.dtype == thin.A.dtype or 3 * k * (in_ + out) <= out * in_:  # thin whatever the tokens
         return "thin"
     found = costs(tokens, W, thin)
     return "dense" if found["dense"] < found["thin"] else "thin"

@@ -213,7 +213,10 @@ class Host(nn.Module):
 
     def alone(self) -> Adapter | None:
         """The only active adapter, if it counts in full: the layer is then what the adapter makes of it."""
-        active = self.active_adapters()
+        return self._alone(self.active_adapters())
+
+    @staticmethod
+    def _alone(active: list[tuple[Adapter, float]]) -> Adapter | None:
         return active[0][0] if len(active) == 1 and active[0][1] == 1.0 else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -222,7 +225,7 @@ class Host(nn.Module):
         if self.switch.rows is not None:
             y = self._row_product(x, self.switch.rows)
         elif active := self.active_adapters():
-            only = self.alone()
+            only = self._alone(active)
             if only is not None and not (self.training and only.dropout):
                 return only.whole(x, self)
             y = self._mixed_product(x, active)
