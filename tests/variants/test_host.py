@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tests.variants.models import (
+    KINDS,
     LAYERS,
     LAYERWISE,
     Gated,
@@ -32,6 +33,8 @@ from variants.core import (
     create,
     detach,
     merged,
+    method,
+    names,
     rows,
     trainable_parameters,
 )
@@ -269,6 +272,15 @@ def test_equal_blocks_share_one_graph(variant: Variant) -> None:
     for layer in LAYERS:
         assert graphs_of(variant, blocks=4, layer=layer) == 1
     assert graphs_of(variant, blocks=4, dropout=0.5) == 1
+
+
+OTHERS = [name for name in names() if name not in KINDS and not method(name).needs]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("name", [name for name in OTHERS if method(name).trains == "layers"])
+def test_every_method_compiles_once_for_equal_blocks(name: str) -> None:
+    assert graphs_of(create(name, {method(name).size: 2} if method(name).size else {}), blocks=2) == 1
 
 
 def two_adapters() -> nn.Module:
