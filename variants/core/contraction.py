@@ -48,9 +48,10 @@ def costs(tokens: int, W: Tensor, thin: Thin) -> dict[Order, int]:
     work = passes * (1 + trains) + tokens * (A * k * in_ + B * k * out + core * square)
     moved = tokens * (in_ + 2 * out + trains * (2 * in_ + out) + A * in_ + B * out)
     # dense: the weight, and by way of its gradient that of each factor
-    formed = k * out * in_ + square * out
+    side = min(out, in_)  # of the factor which a core is multiplied with
+    formed = k * out * in_ + square * side
     dense = (
-        formed + (A or B or core) * tokens * out * in_ + (A + (B or core)) * k * out * in_ + (B + core) * square * out
+        formed + (A or B or core) * tokens * out * in_ + (A + (B or core)) * k * out * in_ + (B + core) * square * side
     )
     weights = out * in_ * (2 + 2 * (A or B or core))
     size = W.element_size()

@@ -28,9 +28,12 @@ class Thin(NamedTuple):
 
     def weight(self, W: Tensor) -> Tensor:  # shape: (out, in)
         """The changed weight, written out."""
-        C = self.core
-        B = self.B if C is None else self.B * C if C.ndim == 1 else self.B @ C
-        V = torch.addmm(W, B, self.A, alpha=self.scale)
+        A, B, C = self.A, self.B, self.core
+        if C is not None and C.ndim == 1:
+            B = B * C
+        elif C is not None:  # to the shorter factor
+            A, B = (C @ A, B) if len(B) > A.shape[1] else (A, B @ C)
+        V = torch.addmm(W, B, A, alpha=self.scale)
         return V if self.gain is None else self.gain[:, None] * V
 
     def product(self, x: Tensor, y: Tensor) -> Tensor:  # shapes: (..., in), (..., out) -> (..., out)
