@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from variants.core import FrozenProduct, Init, LoRAPair, Refused, States, Tensors, project, register
+from variants.core import Init, LoRAPair, Refused, States, Tensors, project, register
 from variants.core.fields import Count, NotNegative
 from variants.core.linalg import full_precision, orthogonality_defect, reflections
 from variants.core.lowrank import Additive
+from variants.core.thin import Thin
 
 
 @register("hra")
@@ -56,9 +57,12 @@ class HRA(Additive):
             U = t["u"] / torch.linalg.vector_norm(t["u"], dim=0)
         return U, reflections(U)
 
-    def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
+    def thin(self, W: Tensor, t: Tensors) -> Thin | None:
+        return None  # W U would have to be formed in every step: it is the input which is reflected
+
+    def operands(self, x: Tensor, W: Tensor, t: Tensors) -> tuple[Tensor, Tensor]:
         U, G = self.chain(t)
-        return linear(x + project(project(x, G @ U.T), U))  # x H^T = x + x U G^T U^T
+        return x + project(project(x, G @ U.T), U), W  # x H^T = x + x U G^T U^T
 
     def parameter_count(self, out: int, in_: int) -> int:
         return self.rank * in_

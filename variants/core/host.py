@@ -84,7 +84,11 @@ class Adapter(nn.Module):
         thin = self.thin(host, t)
         if thin is not None:
             return host.thin_product(x, thin, bias)
-        y = self.variant.forward(x, host.frozen, host.dense(), t)
+        W = host.dense()
+        if not self.own_forward and host.transparent:  # the bias in the same product
+            turned, V = self.variant.operands(x, W, t)
+            return F.linear(turned, V.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        y = self.variant.forward(x, host.frozen, W, t)
         return y if bias is None else y + bias.to(y.dtype)  # under autocast y may be narrower than the bias
 
     def thin(self, host: Host, t: dict[str, Tensor]) -> Thin | None:

@@ -150,14 +150,21 @@ class Variant:
         thin = self.thin(W, t)
         if thin is not None:
             return thin.product(x, linear(x))
-        return F.linear(x, self.weight(W, t).to(x.dtype))
+        turned, V = self.operands(x, W, t)
+        return linear(turned) if V is W else F.linear(turned, V.to(x.dtype))
+
+    def operands(self, x: Tensor, W: Tensor, t: Tensors) -> tuple[Tensor, Tensor]:  # shapes: (..., in), (out, in)
+        """An input and a weight whose product is the adapted one; W itself stands for the frozen product."""
+        return x, self.weight(W, t)
 
     def explain(self, W: Tensor, t: Tensors, tokens: int) -> str:
         """How a layer with these tensors multiplies this many inputs, in one line for people."""
         thin = self.thin(W, t)
         if thin is not None:
             return described(tokens, W, thin)
-        return "the weight formed" if type(self).forward is Variant.forward else "a product of its own"
+        cls = type(self)
+        own = cls.forward is not Variant.forward or cls.operands is not Variant.operands
+        return "a product of its own" if own else "the weight formed"
 
     def initial_weight(self, W: Tensor, stats: Tensors | None) -> Tensor | None:  # shape: (out, in)
         """The effective weight at the start, in closed form; None where chance decides it."""

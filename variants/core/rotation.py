@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from variants.core.contraction import computed_in
-from variants.core.interface import FrozenProduct, Tensors, Variant
+from variants.core.interface import Tensors, Variant
 from variants.core.linalg import orthogonality_defect
 
 # A square matrix which is the identity but for blocks (k, b, b) on disjoint places (k, b); None: side by side.
@@ -55,14 +54,14 @@ class RotatedInput(Variant):
             W = multiplied(W, (places, blocks.mT))
         return W
 
-    def forward(self, x: Tensor, linear: FrozenProduct, W: Tensor, t: Tensors) -> Tensor:
+    def operands(self, x: Tensor, W: Tensor, t: Tensors) -> tuple[Tensor, Tensor]:
         factors = self.factors(t, x.shape[-1])
         rotated, blocks = side(x.numel() // x.shape[-1], W, factors), factors[0][1]
         if rotated == "weight" and computed_in(x) == W.dtype == blocks.dtype:  # half precision rounds rotations away
-            return F.linear(x, RotatedInput.weight(self, W, t))
+            return x, RotatedInput.weight(self, W, t)
         for factor in reversed(factors):
             x = multiplied(x, factor)
-        return linear(x)
+        return x, W
 
     def explain(self, W: Tensor, t: Tensors, tokens: int) -> str:
         factors = self.factors(t, W.shape[1])
