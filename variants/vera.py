@@ -49,7 +49,7 @@ class VeRA(Additive):
         out, in_ = W.shape
         A, B = t["A"][:, :in_], t["B"][:out]
         if order(x.numel() // in_, W, Thin(A, B, t["d"]), computed_in(x)) == "dense":
-            return F.linear(x, self.weight(W, t))
+            return F.linear(x, Thin(A, t["b"][:, None] * B, t["d"]).weight(W))  # keeps less than the scaled pair
         z, y = project(x, A), linear(x)  # the vectors scale activations, so that the large factors are not copied
         return y + project(z * t["d"].to(z.dtype), B) * t["b"].to(y.dtype)
 
