@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from torch import Tensor
 
 from evaluation.bench import running
 from evaluation.bench.baseline import check_alike, compared, regressions
 from evaluation.bench.costs import costs
-from evaluation.bench.explain import NOTHING, explained
+from evaluation.bench.explain import PLAIN, explained
 from evaluation.bench.groups import MOST, grouped, need
 from evaluation.bench.pairs import PEFT, Entry, entries, known, pairs, usual
 from evaluation.bench.result import Bench, Interval, Shape, Timing, read, text
@@ -26,7 +27,7 @@ from evaluation.models import Base
 from evaluation.spec import Training, Unusable
 from evaluation.training import Classifier
 from tests.evaluation import tiny, toy
-from variants.core import Variant, names
+from variants.core import Tensors, Variant, names
 from variants.lora import LoRA
 
 RANK, TOTAL = 2, 20
@@ -322,15 +323,15 @@ def test_unlike_benches_are_not_compared(change: dict[str, Any]) -> None:
 
 
 def test_explain_prints_what_a_method_says_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    def said(_: LoRA, out: int, in_: int, tokens: int) -> str:
-        return f"{out} by {in_} at {tokens}"
+    def said(_: LoRA, W: Tensor, t: Tensors, tokens: int) -> str:
+        return f"{len(W)} by {t['A'].shape[1]} at {tokens}"
 
-    monkeypatch.setattr(LoRA, "explain", said, raising=False)
-    rows = explained(base(), settings("svf", where=("query", "intermediate.dense"), shapes=((2, 5), (3, 4))))
-    assert [row["choice"] for row in rows if row["method"] == "lora"] == [
-        f"{out} by 16 at {tokens}" for tokens in (10, 12) for out in (16, 24)
-    ]
-    assert [row["choice"] for row in rows if row["method"] == "svf"] == [NOTHING]
+    monkeypatch.setattr(LoRA, "explain", said)
+    rows = explained(base(), settings("svf", "full", where=("query", "intermediate.dense"), shapes=((2, 5), (3, 4))))
+    choices = {label: [row["choice"] for row in rows if row["method"] == label] for label in ("lora", "svf", "full")}
+    assert choices["lora"] == [f"{out} by 16 at {tokens}" for tokens in (10, 12) for out in (16, 24)]
+    assert len(choices["svf"]) == 4
+    assert choices["full"] == [PLAIN]
 
 
 @pytest.mark.parametrize("written", ["32", "32x", "x8", "0x8", "8x-1", "8 x 8", "8x8x8", "9999999x1"])
