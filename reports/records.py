@@ -1,11 +1,10 @@
-"""Reads a results folder: a suite and its records, as plain JSON, into one small frozen structure."""
+"""A suite and its records, as plain JSON in one small frozen structure: all that reports see."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from reports.statistics import MARGIN, planned_looks
@@ -13,10 +12,6 @@ from reports.statistics import MARGIN, planned_looks
 Json = Mapping[str, Any]
 # "primary" is what the benchmark is judged by.
 Measure = Literal["primary", "accuracy", "macro_f1", "spearman", "pearson", "loss"]
-
-
-class UnusableResults(ValueError):
-    """A results folder that cannot be reported; the message is one line which names the file and what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -241,129 +236,3 @@ class Results:
     def starts(self, label: str) -> list[Json]:
         """How far from the base's outputs the method begins, in every final run that has it."""
         return [run.measures["start"] for run in self.of(label, "final") if run.measures.get("start")]
-
-
-def load(directory: Path) -> Results:
-    """Everything a report needs from ``suite.json``, ``records.jsonl`` and, if it is there, ``wall.json``.
-
-    Raises:
-        UnusableResults: a file is missing or damaged, or the records contradict the suite.
-    """
-    described = _json_object(directory / "suite.json")
-    suite = described.get("suite")
-    if not isinstance(suite, dict) or not _is_suite(suite):
-        raise UnusableResults(f"{directory / 'suite.json'} does not describe a suite: run the comparison again")
-    records = _records(directory / "records.jsonl")
-    wall = _json_object(directory / "wall.json") if (directory / "wall.json").is_file() else None
-    runs = [_score_run(record, suite) for record in records if record["run"]["kind"] == "score"]
-    known = tuple(run for run in runs if run is not None)
-    _refuse_several_rates(known, directory)
-    speed, quantised = (_last_of(records, kind) for kind in ("speed", "quantised"))
-    return Results(
-        suite=suite,
-        command=str(described.get("command", "")),
-        versions=described.get("versions") or {},
-        labels=tuple(str(entry["label"]) for entry in suite["methods"]),
-        runs=known,
-        speed=speed["measures"].get("speed") if speed else None,
-        speed_error=(speed.get("error") or speed["status"]) if speed and speed["status"] != "done" else None,
-        quantised=quantised["measures"].get("quantised") if quantised else None,
-        records=tuple(records),
-        left_out=len(runs) - len(known),
-        wall=wall,
-    )
-
-
-def _last_of(records: list[dict[str, Any]], kind: str) -> dict[str, Any] | None:
-    return next((record for record in reversed(records) if record["run"]["kind"] == kind), None)
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    value = _parse(_text(path), str(path))
-    if not isinstance(value, dict):
-        raise UnusableResults(f"{path} is damaged: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    """One record a key, the last one written: a failed run is computed again and then stands twice."""
-    records: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        record = _parse(line, f"{path}, line {number},")
-        if not _is_record(record):
-            raise UnusableResults(f"{path}, line {number}, is damaged: not a record with key, run, status and measures")
-        records[record["key"]] = record
-    return list(records.values())
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UnusableResults(f"{path} is missing: is {path.parent} the folder of a comparison?") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnusableResults(f"{path} cannot be read: {error}") from error
-
-
-def _parse(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UnusableResults(f"{place} is damaged: {error}") from error
-
-
-def _is_suite(suite: dict[str, Any]) -> bool:
-    entries = suite.get("methods")
-    if not isinstance(entries, list) or not entries or not isinstance(suite.get("protocol"), dict):
-        return False
-    sound = all(isinstance(e, dict) and "label" in e and "name" in (e.get("method") or {}) for e in entries)
-    return sound and suite.get("baseline") in {e["label"] for e in entries}
-
-
-def _is_record(record: Any) -> bool:
-    if not isinstance(record, dict) or not all(isinstance(record.get(k), dict) for k in ("run", "measures")):
-        return False
-    kinds = {"score": ("stage", "split", "lr", "seed", "method"), "speed": ("methods",), "quantised": ()}
-    needed = kinds.get(record["run"].get("kind"))
-    return needed is not None and all(name in record["run"] for name in needed) and {"key", "status"} <= record.keys()
-
-
-def _score_run(record: dict[str, Any], suite: dict[str, Any]) -> ScoreRun | None:
-    run = record["run"]
-    # Dict equality, not equal text: 16 and 16.0 are the same hyperparameter.
-    label = next((entry["label"] for entry in suite["methods"] if _is_of(entry, run, suite)), None)
-    if label is None:
-        return None
-    place = {name: run[name] for name in ("stage", "split", "lr", "seed")}
-    return ScoreRun(
-        str(label),
-        **place,
-        status=record["status"],
-        measures=record["measures"],
-        error=record.get("error"),
-        record=record,
-    )
-
-
-def _is_of(entry: dict[str, Any], run: dict[str, Any], suite: dict[str, Any]) -> bool:
-    where = entry.get("where") or suite.get("where")
-    mine, other = (
-        _without(suite["protocol"].get("space") or {}, method) for method in (entry["method"], run["method"])
-    )
-    return bool(mine == other) and run.get("where", where) == where
-
-
-def _without(space: Json, method: dict[str, Any]) -> dict[str, Any]:
-    """A method without what the suite searches of it."""
-    hyperparameters = method.get("hyperparameters") or {}
-    return {**method, "hyperparameters": {k: v for k, v in hyperparameters.items() if k not in space}}
-
-
-def _refuse_several_rates(runs: tuple[ScoreRun, ...], directory: Path) -> None:
-    rates: dict[str, float] = {}
-    for run in runs:
-        if run.stage == "final" and rates.setdefault(run.label, run.lr) != run.lr:
-            two = f"{rates[run.label]:g} and {run.lr:g}"
-            raise UnusableResults(f"{directory}: {run.label!r} has final runs at two learning rates, {two}; keep one")

@@ -16,13 +16,14 @@ from reports.curves import time_table
 from reports.files import write_atomically
 from reports.forecast import forecast_table
 from reports.latex import PACKAGES, to_latex
+from reports.loading import load
 from reports.matching import matched_table
 from reports.merging import deployments_table, merging_full_table, merging_table
 from reports.orthogonality import orthogonality_table
 from reports.pairs import pairs_table
 from reports.racing import racing_table
 from reports.rate_windows import rate_windows_table
-from reports.records import Results, load
+from reports.records import Results
 from reports.render import escape_markdown, statements_markdown, to_csv, to_markdown, to_rich
 from reports.runlog import runs_table
 from reports.shared_rates import shared_rates_table

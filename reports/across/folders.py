@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reports.records import Json, Results, UnusableResults, load
+from reports.loading import UnusableResults, load
+from reports.records import Json, Results
 from reports.table import plain
 from reports.words import MANY, listed
 

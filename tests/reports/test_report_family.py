@@ -11,8 +11,9 @@ import report_samples as samples
 
 from reports.claims import opening
 from reports.figures import figures
+from reports.loading import load
 from reports.page import page
-from reports.records import Results, load
+from reports.records import Results
 from reports.verdicts import verdicts
 from reports.write import all_tables
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import report_samples as samples
 
-from reports import load, records
+from reports import load, loading
 from reports.budget_figures import expected_trials_figure
 from reports.checklist import checklist, search_space_table
 from reports.claims import opening
@@ -69,7 +69,7 @@ def test_runs_with_other_fixed_hyperparameters_are_not(tmp_path: Path) -> None:
 
 
 def test_a_match_by_all_hyperparameters_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "_without", lambda _, method: method)
+    monkeypatch.setattr(loading, "_without", lambda _, method: method)
     with pytest.raises(AssertionError):
         test_runs_are_known_by_their_label_whatever_was_searched(tmp_path)
 
