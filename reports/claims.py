@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import get_args
 
 from reports.comparing import best_method, comparisons, level, unbeaten_probe, waiting
 from reports.matching import loose_match
@@ -14,7 +13,7 @@ from reports.rate_windows import rate_windows_sentence
 from reports.records import Results
 from reports.rounding import bracketed, percent, plus_minus
 from reports.shared_rates import shared_rates_sentences
-from reports.statistics import Comparison, Verdict as Judgement
+from reports.statistics import VERDICTS, Comparison
 from reports.tables import EDGE, POINTS, in_points, main_table, mean_cell
 from reports.verdicts import in_one_sentence
 from reports.words import MANY, Verdict, in_words, listed, span
@@ -73,7 +72,7 @@ def _against_baseline(results: Results) -> str:
     found = {k: c for k, c in comparisons(results, results.baseline).items() if c.difference is not None}
     if not found:
         return ""
-    groups: dict[str, list[str]] = {kind: [] for kind in get_args(Judgement)}
+    groups: dict[str, list[str]] = {kind: [] for kind in VERDICTS}
     for label, comparison in found.items():
         groups[comparison.verdict].append(label)
     how = f"paired by seed, Holm-corrected at {percent(1 - level(results), 3)}"

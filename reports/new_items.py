@@ -9,10 +9,10 @@ from reports.comparing import comparisons, level
 from reports.records import Results
 from reports.rounding import plus_minus
 from reports.statistics import Comparison, Difference, ItemDifference, Pair, holm, paired_items
+from reports.tables import POINTS
 from reports.words import MANY, in_words
 
 HOLDS, OPEN = "holds", "open"
-POINTS = 100.0
 
 
 @dataclass(frozen=True)

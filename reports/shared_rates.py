@@ -15,8 +15,8 @@ from reports.metrics import primary_name
 from reports.records import Results
 from reports.rounding import plus_minus, rate
 from reports.statistics import Comparison, Difference, Outcomes, equivalence_p, holm, paired_difference, verdict
-from reports.table import EMPTY, Cell, Column, Table, learning_rate, text, to_its_interval, with_half
-from reports.tables import METHOD, POINTS
+from reports.table import EMPTY, Cell, Column, Table, text, to_its_interval
+from reports.tables import METHOD, POINTS, RATE, difference_column
 
 SEVERAL = 2  # seeds a rate, below which a difference has no interval
 
@@ -75,17 +75,10 @@ def shared_rates_table(results: Results) -> Table:
     """A row for each method and shared rate, and one for each method at its own best rate."""
     columns = (
         METHOD,
-        Column("learning_rate", "learning rate", learning_rate, place="terminal"),
+        RATE,
         Column("at", "compared", text, align="left", place="terminal"),
         Column("score", primary_name(results), to_its_interval(POINTS), "points", place="terminal"),
-        Column(
-            "difference",
-            f"against {results.baseline}",
-            with_half(POINTS, signed=True),
-            "points",
-            interval=True,
-            place="terminal",
-        ),
+        difference_column(results.baseline),
         Column("verdict", "verdict", text, align="left", place="terminal"),
     )
     found = shared_rates(results)

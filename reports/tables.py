@@ -1,4 +1,4 @@
-"""The tables about scores: results, learning rates, the methods as they were run, and runs without a score."""
+"""The table of results, the methods as they were run, and what other tables of scores share with them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from typing import Any
 
 from reports import statistics
 from reports.comparing import best_method, comparisons, level, unbeaten_probe
-from reports.metrics import NAMES, loss_unit, primary_name, second, times_hundred
-from reports.records import Json, Measure, Results, ScoreRun
+from reports.metrics import NAMES, primary_name, second, times_hundred
+from reports.records import Json, Measure, Results
 from reports.rounding import percent, significant
-from reports.space import values
 from reports.statistics import look_level
 from reports.table import (
     EMPTY,
     Cell,
     Column,
     Table,
-    Value,
     count,
     digits,
     learning_rate,
@@ -34,6 +32,7 @@ EDGE_NOTE = "On the edge of its searched grid: a wider grid may find a better ra
 LOST_NOTE = "Some seeds diverged: the mean is over the others, and no claim of being better rests on it."
 UNPAIRED_NOTE = "Fewer than two seeds in common with the baseline: no interval."
 METHOD = Column("method", "method", text, align="left", place="terminal")
+RATE = Column("learning_rate", "learning rate", learning_rate, place="terminal")
 
 
 def main_table(results: Results) -> Table:
@@ -41,13 +40,11 @@ def main_table(results: Results) -> Table:
     base = results.baseline
     columns = (
         METHOD,
-        Column("learning_rate", "learning rate", learning_rate, place="terminal"),
+        RATE,
         Column("trainable_parameters", "trainable parameters", count, place="terminal"),
         Column(results.metric, primary_name(results), with_half(POINTS), "points", interval=True, place="terminal"),
         Column(second(results), NAMES[second(results)], with_half(POINTS), "points", interval=True),
-        Column(
-            "difference", f"against {base}", with_half(POINTS, signed=True), "points", interval=True, place="terminal"
-        ),
+        difference_column(base),
         Column("verdict", "verdict", text, align="left", place="terminal", brief=_short_verdict),
         _step_time_column(base),
         Column("saved_bytes", "saved for backward", digits(3, MEBI), "MiB"),
@@ -71,6 +68,12 @@ def main_table(results: Results) -> Table:
     notes = ((EDGE, EDGE_NOTE), (UNPAIRED, UNPAIRED_NOTE), (LOST, LOST_NOTE))
     family = sum(comparison.difference is not None for comparison in against.values())
     return Table("main", "Results", main_caption(results, best, family), columns, rows, notes)
+
+
+def difference_column(base: str) -> Column:
+    """The paired difference to the method ``base``."""
+    show = with_half(POINTS, signed=True)
+    return Column("difference", f"against {base}", show, "points", interval=True, place="terminal")
 
 
 def _short_verdict(cell: Cell) -> str:
@@ -189,42 +192,6 @@ def _looks(looks: tuple[int, ...]) -> str:
     )
 
 
-def rates_table(results: Results) -> Table:
-    """Every trial of the search, with its validation score."""
-    primary, other = primary_name(results), second(results)
-    steps = (Column("steps", "steps", count, place="terminal"),) if results.racing else ()
-    setting = (Column("setting", "beside the rate", text, align="left", place="terminal"),) if results.space else ()
-    columns = (
-        METHOD,
-        Column("learning_rate", "learning rate", learning_rate, place="terminal"),
-        *steps,
-        *setting,
-        Column(f"validation_{results.metric}", f"validation {primary}", digits(3, POINTS), "points", place="terminal"),
-        Column(f"validation_{other}", f"validation {NAMES[other]}", digits(3, POINTS), "points"),
-        Column("validation_loss", "validation loss", digits(3), loss_unit(results)),
-        Column("status", "status", text, align="left", place="terminal"),
-        Column("chosen", "chosen", text, align="left", place="terminal"),
-    )
-    rows = tuple(_rate_row(results, run) for label in results.labels for run in results.of(label, "search"))
-    caption = (
-        "Every run of the search, on validation data, with seeds that the final runs do not use; where a rate has "
-        "several, their mean counts. The scores choose a rate, they do not compare methods."
-    )
-    if results.racing:
-        caption += " The rates race: scores after different numbers of steps do not compare, and only full runs decide."
-    return Table("learning_rates", "Learning rates", caption, columns, rows)
-
-
-def _rate_row(results: Results, run: ScoreRun) -> tuple[Cell, ...]:
-    final = next(iter(results.of(run.label, "final")), None)
-    same = final is not None and results.setting(final) == results.setting(run)
-    chosen: Value = "chosen" if same and results.is_full(run) else ""
-    scores = [Cell(run.score(measure)) for measure in ("primary", second(results), "loss")]
-    extra = [Cell(run.steps)] if results.racing else []
-    extra += [Cell(values(results, run))] if results.space else []
-    return (Cell(run.label), Cell(run.lr), *extra, *scores, Cell(run.status), Cell(chosen))
-
-
 def methods_table(results: Results) -> Table:
     """The methods with every hyperparameter, and the sizes that follow from them."""
     sizes = {
@@ -264,22 +231,3 @@ def _method_row(results: Results, label: str, sizes: Iterable[str]) -> tuple[Cel
     settings: dict[str, Any] = method.get("hyperparameters") or {}
     written = ", ".join(f"{name} = {value}" for name, value in settings.items())
     return (Cell(label), Cell(str(method["name"])), Cell(written), *(Cell(counts.get(name)) for name in sizes))
-
-
-def unscored_table(results: Results) -> Table:
-    """The runs that diverged or failed: none of them disappears."""
-    columns = (
-        METHOD,
-        Column("stage", "stage", text, align="left", place="terminal"),
-        Column("learning_rate", "learning rate", learning_rate, place="terminal"),
-        Column("seed", "seed", count, place="terminal"),
-        Column("status", "status", text, align="left", place="terminal"),
-        Column("reason", "reason", text, align="left", place="terminal"),
-    )
-    runs = (run for label in results.labels for stage in ("search", "final") for run in results.of(label, stage))
-    rows = tuple(
-        (Cell(r.label), Cell(r.stage), Cell(r.lr), Cell(r.seed), Cell(r.status), Cell(r.error or ""))
-        for r in runs
-        if r.status != "done"
-    )
-    return Table("unscored", "Runs that failed or diverged", "", columns, rows)

@@ -23,14 +23,15 @@ from reports.orthogonality import orthogonality_table
 from reports.pairs import pairs_table
 from reports.racing import racing_table
 from reports.rate_windows import rate_windows_table
+from reports.rates import rates_table
 from reports.records import Results
 from reports.render import escape_markdown, statements_markdown, to_csv, to_markdown, to_rich
-from reports.runlog import runs_table
+from reports.runlog import runs_table, unscored_table
 from reports.shared_rates import shared_rates_table
 from reports.spectra import spectrum_table
 from reports.starts import quantised_table, start_table
 from reports.table import Table, plain
-from reports.tables import main_table, methods_table, rates_table, unscored_table
+from reports.tables import main_table, methods_table
 from reports.verdicts import verdicts
 from reports.weights import drift_table, factors_table
 from reports.words import Verdict

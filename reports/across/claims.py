@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import get_args
 
 from reports.across.aggregates import enough_seeds, ranking, verdicts_by_task
 from reports.across.folders import Across, benchmark
@@ -12,10 +11,8 @@ from reports.across.normalised import scale
 from reports.claims import missing
 from reports.comparing import unbeaten_probe
 from reports.records import Results
-from reports.statistics import ENOUGH, LEVEL, Refusal, Verdict
+from reports.statistics import ENOUGH, LEVEL, VERDICTS, Refusal
 from reports.words import MANY, in_words, listed, span
-
-WORDS = get_args(Verdict)  # in the order of the report's columns
 
 
 def opening(across: Across) -> list[str]:
@@ -47,17 +44,17 @@ def _against_baseline(across: Across) -> list[str]:
     alike: dict[tuple[int, ...], list[str]] = {}
     for label, verdicts in verdicts_by_task(across).items():
         counts = Counter(verdicts.values())
-        alike.setdefault(tuple(counts[word] for word in WORDS), []).append(label)
+        alike.setdefault(tuple(counts[word] for word in VERDICTS), []).append(label)
     ordered = sorted(alike, reverse=True)  # more benchmarks on which a method is better come first
     if len(ordered) > MANY:
         return [f"The table counts the verdicts of {sum(map(len, alike.values()))} methods against {across.baseline}."]
-    return [_record(alike[counts], dict(zip(WORDS, counts, strict=True)), across) for counts in ordered]
+    return [_record(alike[counts], dict(zip(VERDICTS, counts, strict=True)), across) for counts in ordered]
 
 
 def _record(labels: Sequence[str], counts: Mapping[str, int], across: Across) -> str:
     """``pissa is better than lora on 3 of 5 benchmarks, practically equal on 1 and undecided on 1.``"""
     total, base = len(across.tasks), across.baseline
-    first, *rest = [word for word in WORDS if counts[word]]
+    first, *rest = [word for word in VERDICTS if counts[word]]
     who, be = in_words(labels, "methods"), "is" if len(labels) == 1 else "are"
     than = {"practically equal": "to", "undecided": "against"}.get(first, "than")
     where = "on all" if not rest else f"on {counts[first]} of"

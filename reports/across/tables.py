@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import get_args
 
-from reports import statistics
 from reports.across.aggregates import Aggregate, aggregates, enough_seeds, ranks_by_task
 from reports.across.folders import LOST, Across, benchmark
 from reports.across.normalised import Scale, scale
@@ -15,7 +13,8 @@ from reports.comparing import best_method, comparisons
 from reports.metrics import primary_name
 from reports.records import Results
 from reports.rounding import bracketed, fixed
-from reports.table import EMPTY, Cell, Column, Table, count, digits, learning_rate, text, with_half
+from reports.statistics import ENOUGH, VERDICTS
+from reports.table import EMPTY, Cell, Column, Table, count, digits, text, with_half
 from reports.tables import (
     EDGE,
     EDGE_NOTE,
@@ -23,15 +22,16 @@ from reports.tables import (
     LOST_NOTE,
     METHOD,
     POINTS,
+    RATE,
     UNPAIRED,
     UNPAIRED_NOTE,
     comparison_cells,
+    difference_column,
     mean_cell,
     methods_table,
     remark_texts,
 )
 
-COUNTED = get_args(statistics.Verdict)
 LOST_RANK_NOTE = f"{LOST_NOTE} For its rank, and in every number over all benchmarks, a diverged run scores {LOST:.0f}."
 
 
@@ -57,7 +57,7 @@ def aggregate_table(across: Across) -> Table:
         Column("normalised_mean", "mean", _hundredths, "normalised", interval=True),
         Column("normalised_iqm", "IQM", _hundredths, "normalised", interval=True, place="terminal"),
         Column("improvement", f"chance to beat {across.baseline}", _hundredths, interval=True, place="terminal"),
-        *(Column(word.replace(" ", "_"), word, count, place="terminal") for word in COUNTED),
+        *(Column(word.replace(" ", "_"), word, count, place="terminal") for word in VERDICTS),
     )
     found = aggregates(across)
     rows = tuple(_aggregate_row(label, found[label], label == across.baseline) for label in across.labels)
@@ -65,7 +65,7 @@ def aggregate_table(across: Across) -> Table:
 
 
 def _aggregate_row(label: str, found: Aggregate, is_baseline: bool) -> tuple[Cell, ...]:
-    counts = (EMPTY if is_baseline else Cell(found.verdicts[word]) for word in COUNTED)
+    counts = (EMPTY if is_baseline else Cell(found.verdicts[word]) for word in VERDICTS)
     return (Cell(label), Cell(found.mean_rank), found.mean, found.iqm, found.improvement, *counts)
 
 
@@ -108,7 +108,7 @@ def _interval_words(across: Across) -> str:
         return f"{words}{uneven}. {how}; they are not corrected for the number of methods."
     return (
         f"{words}{uneven}. Intervals are 95 % t-intervals over seeds of the mean; a bootstrap covers what it says from "
-        f"{statistics.ENOUGH} seeds of every method and benchmark on, so below that the IQM and the "
+        f"{ENOUGH} seeds of every method and benchmark on, so below that the IQM and the "
         "chance stand without one."
     )
 
@@ -156,17 +156,10 @@ def verdicts_table(across: Across) -> Table:
     """A row for each benchmark and method: as in that benchmark's own report."""
     columns = (
         BENCHMARK,
-        Column("method", "method", text, align="left", place="terminal"),
-        Column("learning_rate", "learning rate", learning_rate, place="terminal"),
+        METHOD,
+        RATE,
         Column("score", "score", with_half(POINTS), "points", interval=True, place="terminal"),
-        Column(
-            "difference",
-            f"against {across.baseline}",
-            with_half(POINTS, signed=True),
-            "points",
-            interval=True,
-            place="terminal",
-        ),
+        difference_column(across.baseline),
         Column("verdict", "verdict", text, align="left", place="terminal"),
         Column("seeds", "seeds", count),
         Column("remark", "remark", text, align="left"),

@@ -71,6 +71,7 @@ from reports.statistics.times import (
 )
 from reports.statistics.verdicts import (
     MARGIN as MARGIN,
+    VERDICTS as VERDICTS,
     Comparison as Comparison,
     Pair as Pair,
     Verdict as Verdict,

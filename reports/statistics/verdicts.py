@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 from scipy.special import stdtr
 
@@ -20,6 +20,7 @@ from reports.statistics.estimates import LEVEL, Difference, Outcomes, mean_inter
 from reports.statistics.forecast import more_seeds
 
 Verdict = Literal["better", "worse", "practically equal", "undecided"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 Pair = tuple[str, str]
 K = TypeVar("K", bound=Hashable)
 

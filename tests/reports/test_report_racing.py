@@ -17,9 +17,9 @@ from reports.claims import missing, opening
 from reports.provenance import protocol
 from reports.racing import races, racing_sentences, racing_table
 from reports.rate_figures import searched
+from reports.rates import rates_table
 from reports.records import Results
 from reports.runlog import runs_table
-from reports.tables import rates_table
 from reports.write import write_report
 
 STEPS = {1: 20, 2: 60}

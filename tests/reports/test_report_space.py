@@ -14,9 +14,10 @@ from reports.checklist import checklist, search_space_table
 from reports.claims import opening
 from reports.provenance import protocol
 from reports.rate_figures import rates_figure
+from reports.rates import rates_table
 from reports.records import Results
 from reports.shared_rates import shared_rates
-from reports.tables import methods_table, rates_table
+from reports.tables import methods_table
 from reports.write import write_report
 
 SPACE = {"lr": [1e-3, 1e-1, "log"], "rank": [2, 64, "int-log"], "head_lr": [1e-3, 1e-2, "log"], "warmup": [0.0, 0.1]}
