@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from evaluation.search import Grid, Setting, Trial, best
+from evaluation.search import Grid, Setting, Trial, best_setting
 from reports.statistics import promoted, rung_sizes, rung_steps
 
 
@@ -58,8 +58,7 @@ class Race:
         return [Setting(rate, training=_length(self._steps[rung + 1])) for rate in rates]
 
     def winner(self, found: Sequence[Trial]) -> Setting | None:
-        top = best(self._of(self.rungs - 1, found))
-        return None if top is None else top.setting
+        return best_setting(self._of(self.rungs - 1, found))
 
     def _ended(self, found: Sequence[Trial]) -> int:
         """The last rung whose trials are all there."""

@@ -104,8 +104,7 @@ class Grid:
         return [Setting(rate, training=self.training) for rate in rates]
 
     def winner(self, found: Sequence[Trial]) -> Setting | None:
-        top = best(found)
-        return None if top is None else top.setting
+        return best_setting(found)
 
 
 def grid(centre: float, points: int, per_decade: int) -> list[float]:
@@ -133,6 +132,12 @@ def best(found: Sequence[Trial]) -> Trial | None:
     """The best trial; None where all diverged."""
     first = max(found, key=lambda trial: trial.rank, default=None)
     return None if first is None or first.score is None else first
+
+
+def best_setting(found: Sequence[Trial]) -> Setting | None:
+    """That of the best trial; None where all diverged."""
+    top = best(found)
+    return None if top is None else top.setting
 
 
 def next_rate(found: Sequence[Trial], per_decade: int) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from evaluation.search import Setting, Trial, best, rounded
+from evaluation.search import Setting, Trial, best_setting, rounded
 from evaluation.spec import TUNABLE, Entry, Method, Suite, Training, Unusable, is_span
 from variants.core import Refused, UnknownHyperparameter, create, method
 from variants.core.registry import suggestion
@@ -43,8 +43,7 @@ class QuasiRandom:
         return [] if found else list(self.settings)
 
     def winner(self, found: Sequence[Trial]) -> Setting | None:
-        top = best(found)
-        return None if top is None else top.setting
+        return best_setting(found)
 
 
 def settings_of(suite: Suite, entry: Entry, factor: float) -> tuple[Setting, ...]:
@@ -64,7 +63,10 @@ def settings_of(suite: Suite, entry: Entry, factor: float) -> tuple[Setting, ...
         if len(found) >= wanted:
             return found[:wanted]
         number *= 2
-    raise Unusable(f"protocol.space has fewer than {wanted} different settings for {entry.label!r}: lower `trials`")
+    raise Unusable(
+        f"protocol.space has fewer than {wanted} different settings for {entry.label!r}: lower `trials`, or search "
+        'ranges, which end in a scale, as in lr = [1e-4, 1e-2, "log"]'
+    )
 
 
 def owned(suite: Suite, entry: Entry) -> frozenset[str]:
@@ -135,7 +137,8 @@ def ends(values: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def check_space(suite: Suite) -> None:
-    """
+    """Tries what the suite searches, at its ends, on every method that has it.
+
     Raises:
         Unusable: a name that no method has, a value that a method refuses, or a size that the budget already decides.
     """

@@ -145,7 +145,7 @@ def _leave_out_repeated(rows: dict[str, list[Row]], folder: Path) -> None:
         ids = {row.place: _identity(row) for row in rows[split]}
         kept = [row for row in rows[split] if ids[row.place] not in later]
         if lost := len(rows[split]) - len(kept):
-            log.info("%s: %d rows of %s are left out, their text is in a later split too", folder, lost, split)
+            log.info("%s: left out of %s, as their text is in a later split too: %d rows", folder, split, lost)
         rows[split], later = kept, later | set(ids.values())
 
 

@@ -57,8 +57,17 @@ def _first_problem(error: ValidationError) -> str:
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"unknown key {place!r}: {suggestion(str(first['loc'][-1]), _known_keys(first['loc']))}"
-    message = first["msg"].removeprefix("Value error, ")
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] in ("dict_type", "model_type"):
+        message = "Input should be a table"  # as TOML calls it
+    if first["type"] not in ("missing", "value_error"):  # our own messages say what came
+        message += f", got {_shown(first['input'])}"
     return f"{place}: {message}" if place else message
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _known_keys(place: tuple[int | str, ...]) -> list[str]:

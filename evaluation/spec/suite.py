@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -23,6 +23,12 @@ from evaluation.spec.sections import (
 )
 from evaluation.spec.values import Count, Frozen, Names, off
 from variants.core.registry import suggestion
+
+
+def _budget_text(value: Any) -> Any:
+    if isinstance(value, float):
+        raise ValueError(f"{value} is no whole number of parameters: write a share of the model as in '0.1%'")
+    return str(value) if type(value) is int else value
 
 
 class Suite(Frozen):
@@ -58,7 +64,7 @@ class Suite(Frozen):
         "the speed run, which then comes first. `training.steps` are the baseline's.",
     )
     limit: Count | None = Field(default=None, description="At most so many examples of each split, for tests.")
-    budget: Annotated[str, BeforeValidator(lambda v: str(v) if type(v) is int else v, str | int)] | None = Field(
+    budget: Annotated[str, BeforeValidator(_budget_text, str | int)] | None = Field(
         default=None,
         description="What methods which have a size and do not give it may train, a number of parameters or a share "
         "(0.3%), or may store (300 KiB, 2 MB).",

@@ -95,7 +95,7 @@ def test_a_text_of_a_later_split_is_left_out_of_an_earlier_one(tmp_path, caplog)
     )
     assert sorted(e.text for e in made.train) == ["bad film", "bad film", "good film"]  # within a split all stay
     assert len({e.id for e in made.train}) == 3
-    assert "2 rows of train are left out, their text is in a later split too" in caplog.text
+    assert "left out of train, as their text is in a later split too: 2 rows" in caplog.text
     with pytest.raises(Unusable, match=r"validation\.tsv: there is no row which is not in a later split"):
         read(tmp_path, validation_tsv="text\tlabel\nNo film\tneg\n")
 

@@ -107,7 +107,7 @@ def test_the_best_setting_runs_again_with_fresh_seeds() -> None:
 
 
 def test_a_winner_that_is_not_the_best_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spaces, "best", lambda found: min(found, key=lambda trial: trial.rank))
+    monkeypatch.setattr(spaces, "best_setting", lambda found: min(found, key=lambda trial: trial.rank).setting)
     with pytest.raises(AssertionError):
         test_the_best_setting_runs_again_with_fresh_seeds()
 

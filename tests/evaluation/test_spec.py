@@ -188,6 +188,7 @@ PROBLEMS = {
     "unknown key of a section": ("[training]\nstpes = 3", "", "unknown key 'training.stpes': did you mean steps?"),
     "unknown section": ("[trainign]\nsteps = 3", "", "unknown key 'trainign': did you mean training"),
     "wrong type": ("[training]\nsteps = 'many'", "", "training.steps: Input should be a valid integer"),
+    "what came": ("[training]\nsteps = 'many'", "", ", got 'many'"),
     "number as text": ("[training]\nsteps = '60'", "", "training.steps: Input should be a valid integer"),
     "truth for a number": ("[training]\nsteps = true", "", "training.steps: Input should be a valid integer"),
     "word for a truth": ("[training]\nbase_dropout = 'no'", "", "training.base_dropout: Input should be a valid bool"),
@@ -211,7 +212,7 @@ PROBLEMS = {
         "baseline 'lora' is not one of the methods: known: mine",
     ),
     "not TOML": ("steps = = 3", "", "is not a TOML file"),
-    "section is no table": ("training = 3", "", "training: Input should be a valid dictionary"),
+    "section is no table": ("training = 3", "", "training: Input should be a table, got 3"),
     "key twice": ("where = 'key'", "", "is not a TOML file"),
 }
 
@@ -230,7 +231,7 @@ def test_a_suite_that_cannot_be_used_is_one_line(tmp_path, case):
     ("methods", "said"),
     [
         ("[[methods]]\nnmae = 'lora'", "methods.0: a method needs a `name`"),
-        ("methods = ['lora']", "methods.0: Input should be"),
+        ("methods = ['lora']", "methods.0: Input should be a table, got 'lora'"),
         ("methods = []", "methods: Tuple should have at least 1 item"),
         ("", "methods: Field required"),
         ("[[methods]]\nname = 3", "methods.0.label: Input should be a valid string"),
