@@ -12,15 +12,17 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from tests.variants.models import batch, host_of
-from variants.core import attach
+from tests.variants.models import batch, by_name, host_of
+from variants.core import Variant, attach
 from variants.core.cases import close, generator, move
 from variants.core.fused import fused, fuses
 from variants.core.host import HOSTS, HostLinear
 from variants.core.thin import Thin
 from variants.dora import DoRA
+from variants.hra import HRA
 from variants.lora import LoRA
 from variants.lora_xs import LoRAXS
+from variants.oft import OFT
 
 NAMES = ("x", "W", "bias", "A", "B", "core", "gain")
 Parts = dict[str, Tensor | None]
@@ -144,7 +146,8 @@ def test_transforms_take_the_single_operations() -> None:
         close(host(x), F.linear(x, W, host.bias), 1e-12, "without autograd")
 
 
-def test_a_layer_with_a_product_of_its_own_is_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("variant", [LoRA(rank=2), OFT(block=2), HRA(rank=2)], ids=by_name)
+def test_a_layer_with_a_product_of_its_own_is_asked_for_it(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host which inherits and changes ``frozen`` must not be passed over."""
 
     class Own(nn.Linear):
@@ -158,7 +161,7 @@ def test_a_layer_with_a_product_of_its_own_is_asked_for_it(monkeypatch: pytest.M
 
     monkeypatch.setitem(HOSTS, Own, HostOwn)
     model = nn.ModuleDict({"layer": Own(6, 5).double()})
-    attach(model, LoRA(rank=2), "layer")
+    attach(model, variant, "layer")
     x, layer = batch(3), host_of(model)
     close(layer(x), 2 * x @ layer.weight.T + layer.bias, 1e-12, "twice the product")
     assert HostLinear.transparent
