@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -75,6 +75,11 @@ def compose(
         spec = chart.configure(**_CONFIG).to_dict(validate=False)
     del spec["$schema"]  # an address: the page names the language itself, and nothing may look like a network reference
     return Figure(key, title, caption, words, spec)
+
+
+def drawn(figures: Mapping[str, Figure]) -> tuple[dict[str, str], dict[str, bytes]]:
+    """The figures as SVG and as PDF documents, by key."""
+    return {key: svg(one) for key, one in figures.items()}, {key: pdf(one) for key, one in figures.items()}
 
 
 def svg(figure: Figure) -> str:

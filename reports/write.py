@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,10 +62,17 @@ def write_report(directory: Path) -> Report:
     results = load(directory)
     judged, tables = verdicts(results), all_tables(results)
     sentences = opening(results, judged)
-    files = [(directory / name, content) for name, content in contents(results, sentences, judged, tables)]
-    for path, content in files:
+    return written(directory, sentences, tables, contents(results, sentences, judged, tables))
+
+
+def written(
+    folder: Path, sentences: list[str], tables: dict[str, Table], files: Iterable[tuple[str, str | bytes]]
+) -> Report:
+    """Writes the files, (name, content), once all of them are made."""
+    made = [(folder / name, content) for name, content in files]
+    for path, content in made:
         write_atomically(path, content)
-    return Report(tuple(sentences), tables, tuple(path for path, _ in files))
+    return Report(tuple(sentences), tables, tuple(path for path, _ in made))
 
 
 def all_tables(results: Results) -> dict[str, Table]:
@@ -105,13 +112,12 @@ def contents(
     results: Results, sentences: list[str], judged: list[Verdict], tables: dict[str, Table]
 ) -> Iterator[tuple[str, str | bytes]]:
     """(file name, content) of every file of the report."""
-    from reports.drawing import pdf, svg  # altair is slow to import: those who only read records do without it
+    from reports.drawing import drawn  # altair is slow to import: those who only read records do without it
     from reports.figures import figures
     from reports.page import page
 
     charts = figures(results)
-    drawings = {key: svg(figure) for key, figure in charts.items()}
-    prints = {key: pdf(figure) for key, figure in charts.items()}
+    drawings, prints = drawn(charts)
     yield "report.html", page(results, sentences, judged, tables, charts, drawings, prints)
     title, last = str(results.suite.get("name", "Report")), [checklist_markdown(results)]
     yield from documents(title, sentences, tables, drawings, prints, statements_markdown(judged), last)

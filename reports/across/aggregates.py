@@ -14,6 +14,7 @@ from reports.across.normalised import normalised, scale
 from reports.comparing import comparisons
 from reports.statistics import (
     ENOUGH,
+    Bounded,
     CriticalDifference,
     Refusal,
     critical_difference,
@@ -105,25 +106,23 @@ def _rng() -> np.random.Generator:
 
 def _step(across: Across) -> float:
     """The largest step in which a benchmark's normalised scores move."""
-    zeros = scale(across).zeros
-    tasks = zip(across.tasks, across.results, strict=True)
-    return max(results.resolution / (1 - zeros[task]) for task, results in tasks)
+    found, tasks = scale(across), zip(across.tasks, across.results, strict=True)
+    return max(results.resolution / found.room(task) for task, results in tasks)
 
 
 def _mean(tasks: TaskScores, step: float) -> Cell:
     interval = interval_over_tasks(tasks, _rng(), resolution=step)
-    if interval is None:
-        return Cell(fmean(fmean(runs) for runs in tasks.values()))
-    return Cell(interval.value, interval.low, interval.high)
+    return _cell(interval, fmean(fmean(runs) for runs in tasks.values()))
 
 
 def _iqm(tasks: TaskScores) -> Cell:
-    interval = interquartile_interval(tasks, _rng())
-    return Cell(interquartile_mean(tasks)) if interval is None else Cell(interval.value, interval.low, interval.high)
+    return _cell(interquartile_interval(tasks, _rng()), interquartile_mean(tasks))
 
 
 def _improvement(tasks: TaskScores, baseline: TaskScores) -> Cell:
-    interval = improvement_interval(tasks, baseline, _rng())
-    if interval is None:
-        return Cell(probability_of_improvement(tasks, baseline))
-    return Cell(interval.value, interval.low, interval.high)
+    return _cell(improvement_interval(tasks, baseline, _rng()), probability_of_improvement(tasks, baseline))
+
+
+def _cell(interval: Bounded | None, alone: float) -> Cell:
+    """The number with its interval, or as it is ``alone`` where there is none."""
+    return Cell(alone) if interval is None else Cell(interval.value, interval.low, interval.high)

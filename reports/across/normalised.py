@@ -29,8 +29,11 @@ class Scale:
         Source: Murphy (1988), Monthly Weather Review 116, 2417-2424 (skill score); Agarwal et al. (2021), arXiv
         2108.13264 (normalised by references that take no part in the comparison of methods).
         """
-        zero = self.zeros[task]
-        return (score - zero) / (PERFECT - zero)
+        return (score - self.zeros[task]) / self.room(task)
+
+    def room(self, task: str) -> float:
+        """What the zero of a benchmark leaves to be won."""
+        return PERFECT - self.zeros[task]
 
 
 def scale(across: Across) -> Scale:

@@ -8,9 +8,8 @@ from pathlib import Path
 from reports.across.claims import opening
 from reports.across.folders import Across, across, refuse_runs
 from reports.across.tables import all_tables
-from reports.files import write_atomically
 from reports.table import Table
-from reports.write import Report, documents
+from reports.write import Report, documents, written
 
 
 def write_across(directories: Sequence[Path], out: Path) -> Report:
@@ -28,19 +27,15 @@ def write_across(directories: Sequence[Path], out: Path) -> Report:
     found = across(directories)
     refuse_runs(out)
     sentences, tables = opening(found), all_tables(found)
-    files = [(out / name, content) for name, content in _contents(found, sentences, tables)]
-    for path, content in files:
-        write_atomically(path, content)
-    return Report(tuple(sentences), tables, tuple(path for path, _ in files))
+    return written(out, sentences, tables, _contents(found, sentences, tables))
 
 
 def _contents(found: Across, sentences: list[str], tables: dict[str, Table]) -> Iterator[tuple[str, str | bytes]]:
     from reports.across.figures import figures  # altair is slow to import: those who only read records do without it
     from reports.across.page import across_page
-    from reports.drawing import pdf, svg
+    from reports.drawing import drawn
 
     charts = figures(found)
-    drawings = {key: svg(figure) for key, figure in charts.items()}
-    prints = {key: pdf(figure) for key, figure in charts.items()}
+    drawings, prints = drawn(charts)
     yield "report.html", across_page(found, sentences, tables, charts, drawings, prints)
     yield from documents(found.title, sentences, tables, drawings, prints)
