@@ -174,7 +174,7 @@ def _calibrated(results: Results) -> bool:
 
 def _axes(results: Results) -> str:
     """One seed drives them all, each through a stream of its own."""
-    training = results.suite.get("training") or {}
+    training = results.training
     dropout = bool(training.get("adapter_dropout")) or bool(training.get("base_dropout"))
     used = {"dropout": dropout, "subset": training.get("subset"), "calibration": _calibrated(results)}
     absent = {axis for axis, there in used.items() if not there}
@@ -188,7 +188,7 @@ def _axes(results: Results) -> str:
 
 
 def _training(results: Results) -> str:
-    training = results.suite.get("training") or {}
+    training = results.training
     steps, rows = training.get("steps"), training.get("batch_size")
     if not (steps and rows):
         return _UNRECORDED

@@ -117,7 +117,7 @@ def _median_cell(found: MedianTime) -> Cell:
 
 def _longest(results: Results) -> float:
     """Steps of a whole run."""
-    return float(results.suite["training"]["steps"])
+    return float(results.training["steps"])
 
 
 def _gap(results: Results) -> float:

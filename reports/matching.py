@@ -51,7 +51,7 @@ def loose_match(results: Results) -> str:
 
 
 def _row(results: Results, label: str) -> tuple[Cell, ...]:
-    steps, given = results.steps(label), _training(results)
+    steps, given = results.steps(label), results.training
     ratio = (results.speed or {}).get("methods", {}).get(label, {}).get("ratio_baseline")
     seen = steps * given["batch_size"] if steps and given.get("batch_size") else None
     return (
@@ -66,7 +66,7 @@ def _row(results: Results, label: str) -> tuple[Cell, ...]:
 
 def _whole(results: Results, label: str, ratio: Json | None) -> Cell:
     """All steps of a method against all of the baseline's, with the interval of the ratio of their step times."""
-    steps, base = results.steps(label), _training(results).get("steps")
+    steps, base = results.steps(label), results.training.get("steps")
     if not (steps and base and ratio):
         return EMPTY
     median, low, high = (ratio[name] * steps / base for name in ("median", "low", "high"))
@@ -89,7 +89,7 @@ def _caption(results: Results) -> str:
     noise = f", and the floor's ratio with itself is known to ±{significant(float(n), 1)}" if n else ""
     return (
         "Training time, not the number of steps, was matched: every method took as many steps as fit into the time of "
-        f"{base}'s {_training(results).get('steps'):,}. Step times are those of the speed run, which came first: "
+        f"{base}'s {results.training.get('steps'):,}. Step times are those of the speed run, which came first: "
         f"medians of {speed.get('rounds')} interleaved rounds on {threads} thread{'s' if threads > 1 else ''} of "
         f"{_machine(results)}, {speed.get('batch_size')} full rows of {speed.get('tokens')} tokens a step. The match "
         f"is as good as these ratios: their 95 % intervals are given{noise}. What attaching and calibrating take is "
@@ -103,8 +103,3 @@ def _machine(results: Results) -> str:
     record = next((r for r in reversed(results.records) if r["run"]["kind"] == "speed"), {})
     environment = record.get("environment") or {}
     return str(environment.get("gpu") or environment.get("cpu") or "a machine which is not recorded")
-
-
-def _training(results: Results) -> Json:
-    found: Json = results.suite.get("training") or {}
-    return found

@@ -124,9 +124,15 @@ class Results:
         return int(self.suite["protocol"].get("search_seeds") or 1)
 
     @property
+    def training(self) -> Json:
+        """The suite's settings of a training run; empty where they are not recorded."""
+        found: Json = self.suite.get("training") or {}
+        return found
+
+    @property
     def length(self) -> int | None:
         """Training steps of a run of full length."""
-        steps = (self.suite.get("training") or {}).get("steps")
+        steps = self.training.get("steps")
         return None if steps is None else int(steps)
 
     def seeds(self, label: str) -> int:
@@ -174,8 +180,7 @@ class Results:
 
     def steps(self, label: str) -> int | None:
         """How many steps the method's runs were to take; None while there are none."""
-        asked = (run.record["run"].get("training", {}).get("steps") for run in self.runs if run.label == label)
-        return next((int(steps) for steps in asked if steps), None)
+        return next((run.steps for run in self.runs if run.label == label and run.steps), None)
 
     @property
     def budget_in_bytes(self) -> bool:

@@ -34,14 +34,13 @@ def tasks_table(across: Across) -> Table:
 
 
 def _task_row(across: Across, results: Results, zero: float) -> tuple[Cell, ...]:
-    training = results.suite.get("training") or {}
     items = max((run.items or 0 for run in results.runs if run.stage == "final"), default=0)
     return (
         Cell(benchmark(results)),
         Cell(primary_name(results)),
         Cell(items or None),
-        Cell(training.get("steps")),
-        Cell(training.get("batch_size")),
+        Cell(results.training.get("steps")),
+        Cell(results.training.get("batch_size")),
         Cell(span(results.points(label) for label in across.labels)),
         Cell(span(len(across.scores(label)[benchmark(results)]) for label in across.labels)),
         Cell(zero),
