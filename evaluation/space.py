@@ -8,6 +8,7 @@ learning rate is relative to each method's own centre.
 from __future__ import annotations
 
 import dataclasses
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ def drawn(space: tuple[tuple[str, tuple[Any, ...]], ...], number: int, seed: int
         import optuna
     except ModuleNotFoundError:
         raise Unusable(
-            "protocol.space needs the package optuna: install it with pip install 'svdbench[optuna]'"
+            f"protocol.space needs the package optuna: install it with {sys.executable} -m pip install optuna"
         ) from None
     from optuna.trial import create_trial
 
