@@ -67,7 +67,7 @@ def _tried(plan: Plan, entry: Entry) -> str:
     seeds = f", with {suite.protocol.search_seeds} seeds" if suite.protocol.search_seeds > 1 else ""
     if suite.searched:
         return f"{suite.trials_of(entry)} settings of {', '.join(sorted({'lr', *owned(suite, entry)}))}{seeds}"
-    rates = dict.fromkeys(run.lr for run in plan.search(entry))
+    rates = dict.fromkeys(run.lr for run in plan.search(entry).runs)
     more = suite.trials_of(entry) - len(rates)
     said = ", ".join(f"{rate:g}" for rate in rates) + (f" and {more} more" if more else "")
     if suite.protocol.racing is None:

@@ -166,9 +166,9 @@ class Plan:
     # ---- the search -------------------------------------------------------------------------------------------------
     def searches(self, records: Mapping[str, Record]) -> dict[str, Search]:
         """The search of every method, by label."""
-        return {entry.label: self.searched(entry, records) for entry in self.suite.methods}
+        return {entry.label: self.search(entry, records) for entry in self.suite.methods}
 
-    def searched(self, entry: Entry, records: Mapping[str, Record] = NOTHING) -> Search:
+    def search(self, entry: Entry, records: Mapping[str, Record] = NOTHING) -> Search:
         """The runs among which a method's setting is chosen, as far as the records decide which. None where there is
         only one."""
         search, found, runs = strategy(self.suite, entry), list[Trial](), list[ScoreRun]()
@@ -181,10 +181,6 @@ class Plan:
             found += trials
         return Search(runs, complete=True, winner=search.winner(found))
 
-    def search(self, entry: Entry, records: Mapping[str, Record] = NOTHING) -> list[ScoreRun]:
-        """The runs of ``searched``."""
-        return self.searched(entry, records).runs
-
     def _trial(self, entry: Entry, setting: Setting) -> list[ScoreRun]:
         """One setting with every search seed: 0, -1, -2 ..., since final runs count upwards from 1."""
         seeds = self.suite.protocol.search_seeds
@@ -193,7 +189,7 @@ class Plan:
     def rate(self, entry: Entry, records: Mapping[str, Record]) -> float | None:
         """The learning rate of the final runs: the only one there is, or that of the search's best; None until then,
         and where everything diverged."""
-        winner = self.searched(entry, records).winner
+        winner = self.search(entry, records).winner
         return None if winner is None else winner.lr
 
     # ---- what is reported -------------------------------------------------------------------------------------------
@@ -216,6 +212,7 @@ class Plan:
         return counts | seeds_needed(self.suite.protocol, finals, records)
 
     def speed_run(self, records: Mapping[str, Record] = NOTHING) -> SpeedRun:
+        """The one run that times all methods, as far as the records decide how each is run."""
         return self._speed_run(self.searches(records))
 
     def _speed_run(self, searches: Searches) -> SpeedRun:

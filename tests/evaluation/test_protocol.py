@@ -68,7 +68,7 @@ def test_grid():
 
 def test_every_method_has_the_same_number_of_rates_over_the_same_span():
     p = plan(tuple(toy.METHODS))
-    rates = {entry.label: [run.lr for run in p.search(entry)] for entry in p.suite.methods}
+    rates = {entry.label: [run.lr for run in p.search(entry).runs] for entry in p.suite.methods}
     for found in rates.values():
         assert len(set(found)) == 3
         assert math.log10(found[-1] / found[0]) == pytest.approx(1.0, abs=0.01)
@@ -84,7 +84,7 @@ def test_centres():
     assert centre(p.suite, entry_of(p, "probe")) == p.suite.training.head_lr
     own = entry_of(p, "pissa").model_copy(update={"lr": 0.7})
     assert centre(p.suite, own) == 0.7
-    assert p.search(own)[1].lr == 0.7
+    assert p.search(own).runs[1].lr == 0.7
 
 
 # ---- forecasts ------------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def test_without_a_search_the_first_final_run_makes_it():
 
 
 def search_of(p: Plan, label: str) -> list[ScoreRun]:
-    return p.search(entry_of(p, label))
+    return p.search(entry_of(p, label)).runs
 
 
 def test_at_first_only_the_search_is_known():
@@ -296,7 +296,7 @@ def test_a_method_may_have_a_search_and_seeds_of_its_own():
 def test_which_final_runs_keep_their_adapter(keep, kept):
     p = plan(("lora",), keep=keep)
     assert {run.seed for run in p.final(p.suite.methods[0], Setting(0.1)) if run.keep} == kept
-    assert not any(run.keep for run in p.search(p.suite.methods[0]))
+    assert not any(run.keep for run in p.search(p.suite.methods[0]).runs)
 
 
 def test_a_peers_adapter_is_its_librarys_to_keep():
@@ -316,7 +316,7 @@ def test_the_starts_on_a_quantised_base_are_one_run_whatever_the_methods():
 
 
 def score_keys(p: Plan) -> dict[str, set[str]]:
-    return {e.label: {key(run) for run in [*p.search(e), *p.final(e, Setting(0.1))]} for e in p.suite.methods}
+    return {e.label: {key(run) for run in [*p.search(e).runs, *p.final(e, Setting(0.1))]} for e in p.suite.methods}
 
 
 def test_another_method_in_the_suite_leaves_the_keys_of_the_rest():

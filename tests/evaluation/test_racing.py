@@ -85,7 +85,7 @@ def test_only_runs_of_full_length_decide() -> None:
 
 def test_a_rungs_run_ends_its_schedule() -> None:
     p = race()
-    first = p.search(entry_of(p, "lora"))[0]
+    first = p.search(entry_of(p, "lora")).runs[0]
     shares = [scheduled(step, first.training.steps, first.training.warmup, "linear") for step in range(10)]
     assert first.training.warmup == 0.1
     assert (shares[0], shares[1]) == (1.0, 1.0), "one step of ten warms up"
@@ -188,7 +188,7 @@ def test_an_audit_adds_the_full_grid_and_changes_nothing_else() -> None:
     assert searched(both) == {**searched(alone), STEPS: RATES}
     assert audited.rate(entry_of(audited, "lora"), both) == plain.rate(entry_of(plain, "lora"), alone) == RATES[-1]
     full = plan(("lora",), protocol=Protocol(points=9, per_decade=4, seeds=1), training=Training(steps=STEPS))
-    assert {key(run) for run in full.search(entry_of(full, "lora"))} <= both.keys(), "a grid's records count"
+    assert {key(run) for run in full.search(entry_of(full, "lora")).runs} <= both.keys(), "a grid's records count"
 
 
 def test_an_audit_that_decides_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ def test_every_method_gets_the_same_number_of_trials_with_every_search_seed() ->
 
 def test_the_seeds_of_a_trial_count_together_and_one_that_diverges_rules_it_out() -> None:
     p = plan(("lora",), protocol=Protocol(points=3, search_seeds=2, seeds=1), speed=None)
-    runs = p.search(p.suite.methods[0])
+    runs = p.search(p.suite.methods[0]).runs
     lucky = [record(run, accuracy) for run, accuracy in zip(runs, (0.9, 0.1, 0.6, 0.6, 0.2, 0.2), strict=True)]
     assert p.rate(p.suite.methods[0], by_key(*lucky)) == runs[2].lr
     lost = [*lucky[:2], record(runs[2], 0.9, status="diverged"), *lucky[3:]]

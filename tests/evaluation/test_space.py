@@ -38,7 +38,7 @@ def searching(names: tuple[str, ...] = NAMES, space: dict[str, Any] = SPACE, **p
 
 
 def tried(p: Plan, name: str) -> list[ScoreRun]:
-    return p.search(entry_of(p, name))
+    return p.search(entry_of(p, name)).runs
 
 
 def carried_out(p: Plan) -> dict[str, Record]:
