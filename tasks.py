@@ -131,7 +131,9 @@ app = typer.Typer(
 console = Console(width=None if sys.stdout.isatty() else 120, markup=False)
 
 SuiteName = Annotated[str, typer.Argument(help="Name of a shipped suite, or a TOML file.")]
-Out = Annotated[Path | None, typer.Option(help="Results folder; default results/SUITE.")]
+Out = Annotated[
+    Path | None, typer.Option(help="Results folder; default results/SUITE, or with --data and --on SUITE-BENCHMARK.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Plugins = Annotated[
     list[str], typer.Option("--plugin", help="File or module with further methods or benchmarks; may be repeated.")
@@ -286,6 +288,8 @@ def report(
     """Write the report of a results folder again, from its records alone; or one report over several benchmarks.
 
     Example: python3 tasks.py report results/quick
+
+    Over several benchmarks: python3 tasks.py report results/quick-trec6 results/quick-sms
     """
     from evaluation.spec import Unusable
 
