@@ -54,7 +54,10 @@ def _span_or_choices(value: Any) -> tuple[Any, ...]:
         if scale.startswith("int") and kinds != {int, str}:
             raise ValueError(f"{list(value)} is no range of whole numbers: write both ends without a point")
     elif not (kinds <= {int, float} or kinds in ({str}, {bool})) or len(set(value)) < len(value):
-        raise ValueError(f"{list(value)} are no choices: give each once, or [low, high, scale] with one of {SCALES}")
+        scales = ", ".join(SCALES[:-1]) + f" or {SCALES[-1]}"
+        raise ValueError(
+            f"{list(value)} are no choices: give each once, all of one kind; or [low, high, scale] with {scales}"
+        )
     return tuple(value)
 
 
