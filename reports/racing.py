@@ -40,6 +40,7 @@ class Race:
 
     @property
     def regret(self) -> float | None:
+        """What the race's choice scores less than the grid's best, a share; None without an audit."""
         return None if self.choice is None or self.best is None else self.best[1] - self.choice[1]
 
 

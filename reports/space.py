@@ -7,7 +7,7 @@ from typing import Any
 from reports.records import Results, ScoreRun
 from reports.words import listed
 
-SCALES = ("linear", "log", "int", "int-log")
+SCALES = ("linear", "log", "int", "int-log")  # as `evaluation.spec` has them, which reports do not import
 
 
 def ranges(results: Results, names: list[str]) -> str:
@@ -22,6 +22,7 @@ def _range(values: list[Any]) -> str:
 
 
 def beside_the_rate(results: Results) -> list[str]:
+    """The names of the space but for the learning rate."""
     return [name for name in results.space if name != "lr"]
 
 

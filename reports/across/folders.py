@@ -55,6 +55,7 @@ class Across:
 
 
 def benchmark(results: Results) -> str:
+    """The name of the benchmark on which the methods ran."""
     return str(results.suite["benchmark"])
 
 
