@@ -147,7 +147,7 @@ def check_space(suite: Suite) -> None:
     have = {entry.label: owned(suite, entry) for entry in suite.methods}
     known = {field.name for e in suite.methods for field in dataclasses.fields(method(e.method.name))} | set(TUNABLE)
     for name in space:
-        if suite.searched and not any(name in names for names in have.values()):
+        if not any(name in names for names in have.values()):
             raise Unusable(f"protocol.space: no method here has {name!r}: {suggestion(name, sorted(known))}")
     for entry in suite.methods:
         for name in sorted(have[entry.label]):

@@ -143,6 +143,8 @@ class Protocol(Frozen):
     def _whole_space(self) -> Protocol:
         if not self.space:
             return self
+        if self.ruleset == "defaults":
+            raise ValueError("the ruleset 'defaults' searches nothing: leave `space` out, or write ruleset = 'tuned'")
         if self.trials is None or self.racing is not None:
             raise ValueError(
                 "a space is searched with `trials` settings, all of full length: give it, without `racing`"

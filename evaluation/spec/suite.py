@@ -76,7 +76,7 @@ class Suite(Frozen):
 
     def trials_of(self, entry: Entry) -> int:
         """The settings that a method's search tries, learning rates unless the protocol has a space; 0 without one."""
-        if self.protocol.ruleset == "tuned" and self.protocol.space:
+        if self.protocol.space:
             return self.protocol.trials or 0
         points = self.points_of(entry)
         return max(points, self.protocol.trials or 0) if points > 1 else 0
@@ -88,7 +88,7 @@ class Suite(Frozen):
     @property
     def searched(self) -> frozenset[str]:
         """The names of what is searched beside the learning rate."""
-        return frozenset(self.protocol.space) if self.protocol.ruleset == "tuned" else frozenset()
+        return frozenset(self.protocol.space)
 
     def seeds_of(self, entry: Entry) -> int:
         """The final runs of a method."""

@@ -163,11 +163,6 @@ def test_the_first_trial_of_each_method_makes_its_forecast() -> None:
     assert [run for run in tried(p, "lora") if run.forecast] == tried(p, "lora")[:1]
 
 
-def test_under_defaults_nothing_is_searched() -> None:
-    p = searching(ruleset="defaults")
-    assert {run.stage for run in p.runs({}) if isinstance(run, ScoreRun)} == {"final"}
-
-
 def test_methods_are_tried_at_the_ends_of_their_ranges() -> None:
     shown = [e.method.hyperparameters.get("rank") for e in extremes(searching(("lora", "probe")).suite).methods]
     assert shown == [2, None, 2, 8]
@@ -194,6 +189,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "rate of zero": ({"lr": (0.0, 1.0, "linear")}, {}, "give rates above 0"),
     "whole rates": ({"lr": (1, 3, "int")}, {}, "give rates above 0"),
     "no budget": ({}, {"trials": None}, "with `trials` settings"),
+    "defaults": ({}, {"ruleset": "defaults"}, "'defaults' searches nothing: leave `space` out"),
     "a race": ({}, {"racing": 2}, "without `racing`"),
     "upside down": ({"rank": (8, 2, "int")}, {}, "is no range"),
     "log of zero": ({"weight_decay": (0.0, 1.0, "log")}, {}, "both above 0"),
