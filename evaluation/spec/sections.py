@@ -145,9 +145,9 @@ class Protocol(Frozen):
             return self
         if self.ruleset == "defaults":
             raise ValueError("the ruleset 'defaults' searches nothing: leave `space` out, or write ruleset = 'tuned'")
-        if self.trials is None or self.racing is not None:
+        if self.trials is None or self.trials < 2 or self.racing is not None:
             raise ValueError(
-                "a space is searched with `trials` settings, all of full length: give it, without `racing`"
+                "a space is searched with `trials` settings, 2 or more, all of full length: give it, without `racing`"
             )
         if "lr" not in self.space:
             raise ValueError(

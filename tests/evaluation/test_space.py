@@ -126,7 +126,7 @@ def test_a_search_that_diverged_altogether_leaves_no_final_runs() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(trials=st.integers(1, 12), seeds=st.integers(1, 2), draw=st.integers(0, 5), choices=st.booleans())
+@given(trials=st.integers(2, 12), seeds=st.integers(1, 2), draw=st.integers(0, 5), choices=st.booleans())
 def test_every_method_has_the_same_number_of_different_trials(
     trials: int, seeds: int, draw: int, choices: bool
 ) -> None:
@@ -190,6 +190,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "whole rates": ({"lr": (1, 3, "int")}, {}, "give rates above 0"),
     "no budget": ({}, {"trials": None}, "with `trials` settings"),
     "defaults": ({}, {"ruleset": "defaults"}, "'defaults' searches nothing: leave `space` out"),
+    "one draw": ({}, {"trials": 1}, "`trials` settings, 2 or more"),
     "a race": ({}, {"racing": 2}, "without `racing`"),
     "upside down": ({"rank": (8, 2, "int")}, {}, "is no range"),
     "log of zero": ({"weight_decay": (0.0, 1.0, "log")}, {}, "both above 0"),
