@@ -8,6 +8,7 @@ learning rate is relative to each method's own centre.
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -59,7 +60,7 @@ def settings_of(suite: Suite, entry: Entry, factor: float) -> tuple[Setting, ...
     wanted, own = suite.trials_of(entry), owned(suite, entry)
     number = wanted
     while number <= MOST * wanted:
-        points = drawn(tuple(sorted(suite.protocol.space.items())), number, suite.protocol.space_seed)
+        points = drawn(suite.protocol.space, number, suite.protocol.space_seed)
         found = tuple(dict.fromkeys(_setting(point, own, factor) for point in points))
         if len(found) >= wanted:
             return found[:wanted]
@@ -86,13 +87,18 @@ def _setting(point: Point, own: frozenset[str], factor: float) -> Setting:
     return Setting(rounded(point["lr"] * factor), hyperparameters=others, training=training)
 
 
-@lru_cache(maxsize=16)
-def drawn(space: tuple[tuple[str, tuple[Any, ...]], ...], number: int, seed: int) -> tuple[Point, ...]:
+def drawn(space: Mapping[str, Sequence[Any]], number: int, seed: int) -> tuple[Point, ...]:
     """The first points of the sequence; real numbers to 3 significant digits.
 
     Raises:
         Unusable: Optuna is not installed.
     """
+    # As a text: in a tuple True is 1, and 0 is 0.0, and one space would be given the points of the other.
+    return _drawn(json.dumps(dict(space), sort_keys=True), number, seed)
+
+
+@lru_cache(maxsize=16)
+def _drawn(text: str, number: int, seed: int) -> tuple[Point, ...]:
     try:
         import optuna
     except ModuleNotFoundError:
@@ -101,7 +107,8 @@ def drawn(space: tuple[tuple[str, tuple[Any, ...]], ...], number: int, seed: int
         ) from None
     from optuna.trial import create_trial
 
-    distributions = {name: _distribution(values) for name, values in space}
+    space: dict[str, list[Any]] = json.loads(text)
+    distributions = {name: _distribution(values) for name, values in space.items()}
     shown = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
@@ -110,7 +117,7 @@ def drawn(space: tuple[tuple[str, tuple[Any, ...]], ...], number: int, seed: int
             sampler = optuna.samplers.QMCSampler(qmc_type="sobol", scramble=True, seed=seed)
             study = optuna.create_study(sampler=sampler)
             # From a finished trial the sampler knows the space; without one its first point would be no Sobol point.
-            start = {name: values[0] for name, values in space}
+            start = {name: values[0] for name, values in space.items()}
             study.add_trial(create_trial(params=start, distributions=distributions, value=0.0))
             asked = [study.ask(distributions).params for _ in range(number)]
     finally:

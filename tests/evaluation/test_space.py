@@ -52,10 +52,10 @@ def carried_out(p: Plan) -> dict[str, Record]:
 
 
 def test_a_point_follows_from_the_space_the_seed_and_its_number() -> None:
-    names = tuple(sorted(SPACE.items()))
-    few, more = drawn.__wrapped__(names, 4, 0), drawn.__wrapped__(names, 16, 0)
+    few, more = drawn(SPACE, 4, 0), drawn(SPACE, 16, 0)
     assert more[:4] == few
-    assert drawn.__wrapped__(names, 4, 1) != few
+    assert drawn(dict(reversed(SPACE.items())), 4, 0) == few
+    assert drawn(SPACE, 4, 1) != few
     assert all(1e-3 <= point["lr"] <= 1e-1 and 2 <= point["rank"] <= 8 for point in more)
     assert all(type(point["rank"]) is int and point["weight_decay"] in (0.0, 0.1) for point in more)
 
@@ -63,9 +63,15 @@ def test_a_point_follows_from_the_space_the_seed_and_its_number() -> None:
 def test_points_fill_the_space_evenly() -> None:
     """Of 16 Sobol points, one lies in each sixteenth of every axis; random ones do so about never."""
     found = [
-        point["lr"] for point in drawn((("lr", (1.0, 1e16, "log")), ("weight_decay", (0.0, 1.0, "linear"))), 16, 3)
+        point["lr"] for point in drawn({"lr": (1.0, 1e16, "log"), "weight_decay": (0.0, 1.0, "linear")}, 16, 3)
     ]
     assert sorted(int(f"{rate:e}".split("e")[1]) for rate in found) == list(range(16))
+
+
+def test_choices_that_python_calls_equal_are_not_each_others_points() -> None:
+    for choices in ((True, False), (1, 0), (1.0, 0.0)):
+        found = {type(point["x"]) for point in drawn({"lr": (1.0, 10.0, "log"), "x": choices}, 4, 0)}
+        assert found == {type(choices[0])}
 
 
 def test_methods_share_the_values_of_what_they_share() -> None:
@@ -179,7 +185,7 @@ def test_a_plan_says_what_is_searched() -> None:
 
 def test_without_optuna_it_says_which_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    drawn.cache_clear()
+    spaces._drawn.cache_clear()
     with pytest.raises(Unusable, match=r"needs the package optuna: install it with .* -m pip install optuna"):
         searching().runs({})
 
