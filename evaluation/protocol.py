@@ -61,6 +61,10 @@ class Search:
         """All of it has been run, and everything diverged."""
         return self.complete and self.winner is None
 
+    def method(self, entry: Entry) -> Method:
+        """The method as its final runs have it; as the suite has it where there are none."""
+        return entry.method if self.winner is None else self.winner.method(entry.method)
+
 
 Searches = Mapping[str, Search]  # by label
 
@@ -219,7 +223,7 @@ class Plan:
         """Of every method as its final runs have it, or as the suite has it where there are none."""
         assert self.suite.speed is not None
         return SpeedRun(
-            methods={entry.label: _method(entry, searches[entry.label].winner) for entry in self.suite.methods},
+            methods={entry.label: searches[entry.label].method(entry) for entry in self.suite.methods},
             places={entry.label: entry.where for entry in self.suite.methods if entry.where},
             baseline=self.suite.baseline,
             where=self.suite.where,
@@ -238,7 +242,7 @@ class Plan:
         spectrum = self._spectrum(stage, first)
         return ScoreRun(
             stage=stage,
-            method=_method(entry, setting),
+            method=setting.method(entry.method),
             lr=setting.lr,
             seed=seed,
             split="validation" if stage == "search" else "test",
@@ -254,7 +258,9 @@ class Plan:
         )
 
     def _training(self, entry: Entry, setting: Setting) -> Training:
-        return self.suite.training.model_copy(update={"steps": self._steps(entry)} | dict(setting.training))
+        changed = {"steps": self._steps(entry)} | dict(setting.training)
+        # Validated: a choice of 0 becomes the 0.0 that is read back from the record.
+        return Training.model_validate(self.suite.training.model_dump() | changed)
 
     def _steps(self, entry: Entry) -> int:
         """Of a run in full length."""
@@ -295,14 +301,6 @@ class Plan:
             "device": self.device,
             "identity": self.identity.model_copy(update=digests),
         }
-
-
-def _method(entry: Entry, setting: Setting | None) -> Method:
-    """The method with what the setting changes of it."""
-    if setting is None or not setting.hyperparameters:
-        return entry.method
-    changed = entry.method.hyperparameters | dict(setting.hyperparameters)
-    return entry.method.model_copy(update={"hyperparameters": changed})
 
 
 def costly_first(entries: tuple[Entry, ...]) -> list[Entry]:

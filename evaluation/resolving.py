@@ -6,8 +6,8 @@ import dataclasses
 
 from evaluation.architectures import Architecture, architecture, layers
 from evaluation.budgets import Budget, largest_within, parsed_budget
-from evaluation.space import check_space
 from evaluation.spec import Entry, Method, Suite, Unusable, alike
+from evaluation.trying import check_space
 from variants.core import Refused, UnknownHyperparameter, UnknownMethod, create, method
 
 

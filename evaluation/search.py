@@ -14,7 +14,7 @@ from operator import itemgetter
 from typing import Any, Protocol
 
 from evaluation.measures.score import primary
-from evaluation.spec import Record, ScoreRun, Unusable, key
+from evaluation.spec import Method, Record, ScoreRun, Unusable, key
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,12 @@ class Setting:
     lr: float
     hyperparameters: tuple[tuple[str, Any], ...] = ()
     training: tuple[tuple[str, Any], ...] = ()
+
+    def method(self, given: Method) -> Method:
+        """The method with what the setting changes of it."""
+        if not self.hyperparameters:
+            return given
+        return given.model_copy(update={"hyperparameters": given.hyperparameters | dict(self.hyperparameters)})
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from pydantic import ValidationError
-
 from evaluation.search import Setting, Trial, best_setting, rounded
-from evaluation.spec import TUNABLE, Entry, Method, Suite, Training, Unusable, is_span
-from variants.core import Refused, UnknownHyperparameter, create, method
-from variants.core.registry import suggestion
+from evaluation.spec import TUNABLE, Entry, Suite, Unusable, is_span
+from variants.core import method
 
 MOST = 64  # points drawn per trial, before a space is said to have too few different settings
 Point = Mapping[str, Any]
@@ -137,56 +134,3 @@ def _distribution(values: Sequence[Any]) -> Any:
 
 def _short(value: Any) -> Any:
     return rounded(value) if type(value) is float else value
-
-
-def ends(values: Sequence[Any]) -> tuple[Any, ...]:
-    """The values of a space's entry at which to try whether a method takes them: the ends, or every choice."""
-    return tuple(values[:2]) if is_span(values) else tuple(values)
-
-
-def check_space(suite: Suite) -> None:
-    """Tries what the suite searches, at its ends, on every method that has it.
-
-    Raises:
-        Unusable: a name that no method has, a value that a method refuses, or a size that the budget already decides.
-    """
-    space = {name: values for name, values in suite.protocol.space.items() if name != "lr"}
-    have = {entry.label: owned(suite, entry) for entry in suite.methods}
-    known = {field.name for e in suite.methods for field in dataclasses.fields(method(e.method.name))} | set(TUNABLE)
-    for name in space:
-        if not any(name in names for names in have.values()):
-            raise Unusable(f"protocol.space: no method here has {name!r}: {suggestion(name, sorted(known))}")
-    for entry in suite.methods:
-        for name in sorted(have[entry.label]):
-            if suite.budget is not None and method(entry.method.name).size == name:
-                raise Unusable(
-                    f"{entry.label}: the budget decides {name!r}, and protocol.space searches it: leave one out"
-                )
-            for value in ends(space[name]):
-                _try(suite, entry, name, value)
-
-
-def _try(suite: Suite, entry: Entry, name: str, value: Any) -> None:
-    try:
-        if name in TUNABLE:
-            Training.model_validate(suite.training.model_dump() | {name: value})
-        else:
-            create(entry.method.name, entry.method.hyperparameters | {name: value})
-    except ValidationError as error:
-        raise Unusable(
-            f"protocol.space.{name}: {value!r} cannot be trained with: {error.errors()[0]['msg']}"
-        ) from error
-    except (UnknownHyperparameter, Refused) as error:
-        raise Unusable(f"protocol.space.{name}: {entry.label} refuses {value!r}: {error}") from error
-
-
-def extremes(suite: Suite) -> Suite:
-    """The suite with every method also at the far end of what is searched of it, to be tried on the model."""
-    found = list(suite.methods)
-    for entry in suite.methods:
-        own = owned(suite, entry) - set(TUNABLE)
-        for end in (0, -1) if own else ():
-            values = {name: ends(suite.protocol.space[name])[end] for name in own}
-            changed = Method(name=entry.method.name, hyperparameters=entry.method.hyperparameters | values)
-            found.append(entry.model_copy(update={"method": changed}))
-    return suite.model_copy(update={"methods": tuple(found)})

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 
 from evaluation.protocol import Plan
 from evaluation.quiet import QUIET
-from evaluation.space import extremes
 from evaluation.spec import Record, Run, ScoreRun, SpeedRun, Suite, Unusable, key
 from evaluation.store import Store
+from evaluation.trying import with_all_settings
 
 if TYPE_CHECKING:
     from evaluation.execute import Workbench
@@ -190,7 +190,7 @@ class LocalEngine:
     def _check(self) -> None:
         """Tries every method on the model before anything is stored; meanwhile the other workers load."""
         pool = self._executor()
-        checks = [pool.submit(_check, extremes(self.plan.suite))]
+        checks = [pool.submit(_check, with_all_settings(self.plan.suite))]
         checks += [pool.submit(_check, None) for _ in range(self.workers - 1)]
         for check in checks:
             try:

@@ -13,9 +13,11 @@ from evaluation import space as spaces
 from evaluation.display import label_of
 from evaluation.listing import plan_table
 from evaluation.protocol import Plan
-from evaluation.space import drawn, extremes
-from evaluation.spec import Protocol, Record, ScoreRun, SpeedRun, Training, Unusable, key
+from evaluation.space import drawn
+from evaluation.spec import Entry, Method, Protocol, Record, ScoreRun, SpeedRun, Suite, Training, Unusable, key
 from evaluation.strategies import centre
+from evaluation.trying import check_space, with_all_settings
+from tests.evaluation import toy
 from tests.evaluation.test_protocol import by_key, entry, entry_of, plan, record
 
 SPACE: dict[str, Any] = {
@@ -62,9 +64,7 @@ def test_a_point_follows_from_the_space_the_seed_and_its_number() -> None:
 
 def test_points_fill_the_space_evenly() -> None:
     """Of 16 Sobol points, one lies in each sixteenth of every axis; random ones do so about never."""
-    found = [
-        point["lr"] for point in drawn({"lr": (1.0, 1e16, "log"), "weight_decay": (0.0, 1.0, "linear")}, 16, 3)
-    ]
+    found = [point["lr"] for point in drawn({"lr": (1.0, 1e16, "log"), "weight_decay": (0.0, 1.0, "linear")}, 16, 3)]
     assert sorted(int(f"{rate:e}".split("e")[1]) for rate in found) == list(range(16))
 
 
@@ -169,9 +169,35 @@ def test_the_first_trial_of_each_method_makes_its_forecast() -> None:
     assert [run for run in tried(p, "lora") if run.forecast] == tried(p, "lora")[:1]
 
 
-def test_methods_are_tried_at_the_ends_of_their_ranges() -> None:
-    shown = [e.method.hyperparameters.get("rank") for e in extremes(searching(("lora", "probe")).suite).methods]
-    assert shown == [2, None, 2, 8]
+def test_methods_are_tried_at_every_setting_that_is_drawn() -> None:
+    p = searching(("lora", "probe"))
+    asked = [run.method for run in tried(p, "lora")]
+    shown = [e.method for e in with_all_settings(p.suite).methods]
+    assert shown[:2] == [e.method for e in p.suite.methods]
+    assert {str(method) for method in shown[2:]} == {str(method) for method in asked} - {str(shown[0])}
+    assert len({str(method) for method in shown}) == len(shown), "nothing is tried twice"
+
+
+def test_a_drawn_setting_that_does_not_fit_the_model_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rotations in blocks of 2, 4, 8 and 16 fit 16 columns; others lie between them."""
+    bench = toy.bench(monkeypatch)
+    oft = Entry(label="oft", method=Method(name="oft", hyperparameters={"block": 2}))
+
+    def searched(*blocks: Any) -> Suite:
+        space = {"lr": SPACE["lr"], "block": blocks}
+        return plan(methods=(entry("lora"), oft), protocol=Protocol(space=space, trials=8), speed=None).suite
+
+    bench.check(with_all_settings(searched(2, 4, 8, 16)))
+    bench.check(suite := searched(2, 16, "int-log"))
+    with pytest.raises(Unusable, match=r"oft: .*rotations in blocks of .* do not fit an input of width"):
+        bench.check(with_all_settings(suite))
+
+
+def test_what_a_run_trains_with_is_what_its_record_gives_back() -> None:
+    p = searching(space={"lr": SPACE["lr"], "weight_decay": (0, 0.1)})
+    for run in tried(p, "lora"):
+        assert type(run.training.weight_decay) is float
+        assert key(type(run).model_validate_json(run.model_dump_json())) == key(run)
 
 
 def test_a_plan_says_what_is_searched() -> None:
@@ -208,8 +234,14 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "one choice": ({"rank": (2,)}, {}, "nothing to search"),
     "no end": ({"weight_decay": (0.0, float("inf"), "linear")}, {}, "not finite"),
     "unknown name": ({"rnak": (2, 8, "int")}, {}, "no method here has 'rnak'.*rank"),
-    "impossible value": ({"rank": (0, 8, "int")}, {}, r"protocol.space.rank: lora refuses 0"),
-    "impossible training": ({"warmup": (0.0, 2.0, "linear")}, {}, "cannot be trained with"),
+    "impossible value": ({"rank": (0, 8, "int")}, {}, "protocol.space: lora refuses rank = 0"),
+    "impossible training": ({"warmup": (0.0, 2.0, "linear")}, {}, "warmup = 2.0 cannot be trained with"),
+    "impossible when rounded": (
+        {"adapter_dropout": (0.999, 0.99999, "linear")},
+        {},
+        r"adapter_dropout = 1.0 cannot be trained with: Input should be less than 1",
+    ),
+    "impossible between": ({"rank": (2, 8, "log")}, {}, r"lora refuses rank = .*whole number.*end .* in \"int\""),
     "too few": ({"lr": (1e-3, 1e-2), "rank": (2, 4)}, {"trials": 3}, "fewer than 3 different settings for 'full'"),
 }
 
@@ -224,7 +256,7 @@ def test_spaces_that_cannot_be_searched_are_refused(case: str) -> None:
 
 def test_sizes_are_either_searched_or_within_a_budget() -> None:
     with pytest.raises(Unusable, match=r"the budget decides 'rank', and protocol\.space searches it"):
-        spaces.check_space(searching().suite.model_copy(update={"budget": "1000"}))
+        check_space(searching().suite.model_copy(update={"budget": "1000"}))
 
 
 def test_points_of_a_methods_own_are_refused() -> None:
