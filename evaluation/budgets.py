@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
@@ -68,12 +69,36 @@ def largest_within(
         Refused: no size fits, or what the method stores cannot be told from shapes.
         ValueError: a hyperparameter is wrong.
     """
-    cost = TRAINED if budget.unit == "parameters" else _stored_on(model)
+    with _known_beforehand(cls):
+        return largest(cls, hyperparameters, where.values(), budget.amount, _cost(budget, model))
+
+
+def refuse_beyond(budget: Budget, variant: Variant, model: Architecture, where: Mapping[str, Shape]) -> None:
+    """
+    Raises:
+        Refused: the method costs more than the budget on the layers ``where``, path -> (out, in), or a layer cannot
+            have it, or what it stores cannot be told from shapes.
+    """
+    alike, cost = Counter(where.values()), _cost(budget, model)
+    for shape in alike:
+        variant.check(*shape)
+    with _known_beforehand(type(variant)):
+        spent = cost.count(variant, alike)
+    if spent > budget.amount:
+        raise Refused(f"it {cost.verb.format(spent)}, more than the budget of {cost.unit.format(budget.amount)}")
+
+
+@contextmanager
+def _known_beforehand(cls: type[Variant]) -> Iterator[None]:
     try:
-        return largest(cls, hyperparameters, where.values(), budget.amount, cost)
+        yield
     except Unknown as error:
         instead = f"give its {cls.size}, or write the budget in parameters"
         raise Refused(f"what {cls.name} stores cannot be known before it is made ({error}): {instead}") from error
+
+
+def _cost(budget: Budget, model: Architecture) -> Cost:
+    return TRAINED if budget.unit == "parameters" else _stored_on(model)
 
 
 def _stored_on(model: Architecture) -> Cost:

@@ -20,7 +20,7 @@ from evaluation.budgets import Budget, largest_within, parsed_budget
 from evaluation.measures.parameters import parameters
 from evaluation.resolving import resolve
 from evaluation.sizes import size_of, sizes
-from evaluation.spec import Entry, Method, Suite, Unusable
+from evaluation.spec import Entry, Method, Protocol, Suite, Unusable
 from evaluation.stored import file_bytes
 from variants.core import Init, Refused, Tensors, Variant, attach, create, method, names, register, registry, save
 from variants.core.attach import layer_rng
@@ -261,6 +261,25 @@ def test_a_suite_that_cannot_meet_its_bytes_is_one_line(unforeseeable: str) -> N
         resolve(suite("100 B", entry("lora")))
     with pytest.raises(Unusable, match="unforeseeable: what unforeseeable stores cannot be known"):
         resolve(suite("300 KiB", entry("lora"), entry(unforeseeable)))
+
+
+def searching_butterflies(budget: str, *entries: Entry) -> Suite:
+    space = {"lr": (1e-3, 1e-1, "log"), "butterflies": (1, 3, "int")}
+    return suite(budget, *entries).model_copy(update={"protocol": Protocol(space=space, trials=6)})
+
+
+@pytest.mark.parametrize(
+    ("budget", "spent"),
+    [
+        ("20000", "trains 26,496, more than the budget of 20,000 parameters"),
+        ("80 kB", "stores 105,984 bytes, more than the budget of 80,000 bytes"),
+    ],
+)
+def test_what_is_searched_beside_the_size_stays_within_the_budget(budget: str, spent: str) -> None:
+    pytest.importorskip("optuna")
+    with pytest.raises(Unusable, match=f"boft: with butterflies = 3, it {spent}: give its block, or search less"):
+        resolve(searching_butterflies(budget, entry("lora"), entry("boft")))
+    resolve(searching_butterflies(budget, entry("lora"), entry("boft", block=8)))  # its own size, beside the budget
 
 
 def test_the_sizes_of_a_model_by_stored_bytes() -> None:
