@@ -80,6 +80,15 @@ def test_practical_equality_takes_the_margin(tmp_path, methods, margin, word):
     assert held(results, {("pissa", "lora"): Comparison(None, "practically equal")})["pissa", "lora"].word == word
 
 
+def test_equal_answers_to_few_questions_are_no_proof_of_equality(tmp_path, methods):
+    """None of 500 questions told them apart, so up to 3 in 500 of others may: more than the margin of half a point."""
+    results = results_of(tmp_path, {"lora": methods["lora"], "pissa": methods["lora"]})
+    found = held(results, {("pissa", "lora"): Comparison(None, "practically equal")})["pissa", "lora"]
+    assert (found.word, found.difference.mean) == ("open", 0.0)
+    assert found.difference.half > results.margin
+    assert "is open for pissa (0.0 ± 0.7 points)" in new_items_sentence(results)
+
+
 def test_an_undecided_pair_has_nothing_to_hold(tmp_path, methods):
     found = held(results_of(tmp_path, methods), {("pissa", "lora"): Comparison(None, "undecided")})
     assert found["pissa", "lora"].word == ""

@@ -129,6 +129,15 @@ def test_intervals_over_items_and_seeds_cover(seeds, by_seed, by_item, rest):
     assert within(float(np.mean([abs(f.mean) <= f.half for f in found])), (0.93, 0.985))
 
 
+@pytest.mark.parametrize(("rate", "items"), [(0.01, 100), (0.002, 500), (0.03, 100)])
+def test_intervals_cover_where_few_items_differ(rate, items):
+    """With every seed the same few items are gained: in many draws there are none, and no variance either."""
+    gained = np.random.default_rng(7).random((1000, items)) < rate
+    none, seeds = np.zeros(items), range(3)
+    found = [paired_items(dict.fromkeys(seeds, row.astype(float)), dict.fromkeys(seeds, none)) for row in gained]
+    assert np.mean([abs(f.mean - rate) <= f.half for f in found]) >= 0.94
+
+
 def test_an_interval_over_seeds_alone_does_not_cover_new_items():
     rng = np.random.default_rng(8)
     tables = rng.normal(0, 0.01, (1000, 5, 1)) + rng.normal(0, 0.4, (1000, 1, 200)) + rng.normal(0, 0.1, (1000, 5, 200))

@@ -141,13 +141,30 @@ def test_items_pair_by_place():
     with pytest.raises(ValueError, match="give the same items"):
         paired_items({1: [0, 1], 2: [0]}, {1: [0, 1], 2: [0]})
     assert paired_items({1: [0, 1]}, {1: [0, 1]}) is None
-    nothing = paired_items(a, a)
-    assert nothing is not None
-    assert (nothing.half, nothing.p) == (0.0, 1.0)
+
+
+def test_equal_answers_leave_what_the_items_did_not_show():
+    answers = {seed: [1.0, 0.0] * 250 for seed in (1, 2, 3)}
+    found, narrow = paired_items(answers, answers), paired_items(answers, answers, level=0.9)
+    assert found is not None
+    assert narrow is not None
+    assert (found.mean, found.half, found.p) == (0.0, pytest.approx(3.7 / 500, rel=4e-3), pytest.approx(1.0))
+    assert narrow.half == pytest.approx(3 / 500, rel=2e-3), "the rule of three: 5 % at each end"
+
+
+def test_new_items_are_never_less_of_a_question_than_new_seeds():
+    """Every seed gets other items right and the same score: its spread is that of rounding to an item."""
+    a, b = ({seed: [float(i == seed + shift) for i in range(10)] for seed in (1, 2)} for shift in (0, 2))
+    found, known = paired_items(a, b), paired_difference({1: 0.1, 2: 0.1}, {1: 0.1, 2: 0.1}, resolution=1 / 10)
+    assert found is not None
+    assert known is not None
+    assert found.half is not None
+    assert known.half is not None
+    assert found.half >= known.half > 3 / 10
 
 
 def test_items_that_do_not_matter_leave_the_interval_over_seeds():
-    shift = {1: 0.01, 2: 0.03, 3: -0.01}
+    shift = {1: 0.1, 2: 0.3, 3: -0.1}
     found = paired_items({s: np.full(50, v) for s, v in shift.items()}, {s: np.zeros(50) for s in shift})
     known = paired_difference(shift, dict.fromkeys(shift, 0.0))
     assert found is not None
