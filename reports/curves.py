@@ -76,14 +76,14 @@ def time_table(results: Results) -> Table | None:
     score = target(results)
     if score is None:
         return None
-    base = results.baseline
+    base, unit, sign = results.baseline, *(("seconds", "s") if results.time_matched else ("steps", "steps"))
     columns = (
         METHOD,
         Column("reached", "runs that got there", text, place="terminal"),
         Column("steps", "steps until then", until(0), "median", interval=True, place="terminal"),
         Column("seconds", "seconds until then", until(), "median", interval=True, place="terminal"),
-        Column("mean_steps", "steps, a miss as the whole run", with_half(), "mean", interval=True),
-        Column("difference", f"the same, against {base}", with_half(signed=True), "steps", interval=True),
+        Column(f"mean_{unit}", f"{unit}, a miss as the whole run", with_half(), "mean", interval=True),
+        Column("difference", f"the same, against {base}", with_half(signed=True), sign, interval=True),
     )
     found = {label: times(results, label, score) for label in results.labels if watched(results, label)}
     rows = tuple(_row(results, label, found) for label in found)
@@ -98,32 +98,54 @@ def time_table(results: Results) -> Table | None:
 
 def _row(results: Results, label: str, found: dict[str, Times]) -> tuple[Cell, ...]:
     steps, seconds = (median_time([pair[i] for pair in found[label].values()]) for i in (0, 1))
-    own, base = (_capped(results, found[name]) for name in (label, results.baseline))
-    mean = mean_interval(list(own.values()), resolution=_gap(results))
-    difference = paired_difference(own, base, resolution=_gap(results)) if label != results.baseline else None
-    last = EMPTY if difference is None else Cell(difference.mean, difference.low, difference.high)
+    base, (own, known) = results.baseline, (_capped(results, name, found[name]) for name in (label, results.baseline))
+    gap = _gap(results, label)
+    mean = mean_interval(list(own.values()), resolution=gap) if own else None
+    coarser = max(gap, _gap(results, base))
+    difference = paired_difference(own, known, resolution=coarser) if label != base else None
+    ends = (EMPTY if one is None else Cell(one.mean, one.low, one.high) for one in (mean, difference))
     reached = Cell(f"{steps.reached} of {steps.n}")
-    return Cell(label), reached, _median_cell(steps), _median_cell(seconds), Cell(mean.mean, mean.low, mean.high), last
+    return Cell(label), reached, _median_cell(steps), _median_cell(seconds), *ends
 
 
-def _capped(results: Results, runs: Times) -> dict[int, float]:
-    """seed -> steps, those of the whole run for a miss."""
-    return {seed: min(steps, _longest(results)) for seed, (steps, _) in runs.items()}
+def _capped(results: Results, label: str, runs: Times) -> dict[int, float]:
+    """seed -> steps, or seconds where those were matched; for a miss those of its own whole run. Empty if unknown."""
+    place, each = (1, _pace(results, label)) if results.time_matched else (0, 1.0)
+    if each is None:
+        return {}
+    whole = {run.seed: each * _length(run) for run in watched(results, label)}
+    return {seed: pair[place] if math.isfinite(pair[place]) else whole[seed] for seed, pair in runs.items()}
+
+
+def _pace(results: Results, label: str) -> float | None:
+    """Seconds a step: as measured, else the median over the method's runs; None where none was ever looked at."""
+    last = (points_of(run)[-1] for run in watched(results, label) if points_of(run))
+    return step_seconds(results, label) or median([p["seconds"] / p["step"] for p in last] or [0.0]) or None
 
 
 def _median_cell(found: MedianTime) -> Cell:
     return Cell(found.median, found.low, found.high)
 
 
-def _longest(results: Results) -> float:
-    """Steps of a whole run."""
-    return float(results.training["steps"])
+def _length(run: ScoreRun) -> int:
+    """Steps that a run was to take."""
+    assert run.steps is not None
+    return run.steps
 
 
-def _gap(results: Results) -> float:
-    """Steps between two looks: times are known no better."""
-    counts = [len(points_of(run)) for label in results.labels for run in watched(results, label)]
-    return _longest(results) / max(counts, default=1)
+def _gap(results: Results, label: str) -> float:
+    """Between two looks at a method, in steps, or in seconds where those were matched: times are known no better."""
+    runs = watched(results, label)
+    gap = max(map(_length, runs)) / max(max(len(points_of(run)) for run in runs), 1)
+    return gap * (_pace(results, label) or 0.0) if results.time_matched else gap
+
+
+def _looks(results: Results) -> str:
+    """How often runs were looked at."""
+    if not results.time_matched:
+        return f"about every {significant(_gap(results, results.baseline), 3)} steps"
+    count = max(len(points_of(run)) for run in watched(results, results.baseline))
+    return f"at {count} moments evenly spread over the steps of each"
 
 
 def _median_words(covered: dict[int, float]) -> str:
@@ -135,7 +157,7 @@ def _median_words(covered: dict[int, float]) -> str:
 
 
 def _caption(results: Results, score: float, found: dict[str, Times]) -> str:
-    base, looks = results.baseline, significant(_gap(results), 3)
+    base = results.baseline
     curves = [run.measures["curve"] for run in watched(results, base)]
     covered = {n: median_time([1.0] * n).coverage for n in sorted({len(runs) for runs in found.values()}) if n > 1}
     timed = (
@@ -144,9 +166,9 @@ def _caption(results: Results, score: float, found: dict[str, Times]) -> str:
     return (
         f"The target is {significant(score * POINTS, 3)} points: the median of {base}'s last validation "
         f"{primary_name(results)} over its final runs. Every method is looked at in "
-        f"its final runs, on the same {curves[0]['items']} validation examples, about every {looks} steps; nothing "
+        f"its final runs, on the same {curves[0]['items']} validation examples, {_looks(results)}; nothing "
         "is interpolated. A run that never has the score, or diverges, counts as never: it is longer than every time. "
-        f"{_median_words(covered)} In the mean a miss counts as the whole run, so it is "
+        f"{_median_words(covered)} In the mean a miss counts as its own whole run, so it is "
         "a lower bound where there are misses; its interval, and that of the difference, which is paired by seed, are "
         f"t-intervals of 95 %. {base} meets its own median in half of its runs, most often near their end, when the "
         f"learning rate has fallen: the schedule is part of what is compared. Seconds of training: {timed}."

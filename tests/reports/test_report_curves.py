@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import report_samples as samples
+from scipy import stats
 
 from reports import load
 from reports.curve_figures import curve_seconds_figure, curve_steps_figure
@@ -72,6 +73,40 @@ def test_times_by_hand(results):
     assert milora["mean_steps"].value == pytest.approx((60 + 60 + 45) / 3)
     assert rows["lora"]["difference"].value is None
     assert pissa["difference"].value == pytest.approx(-((60 - 30) + (45 - 30) + (60 - 30)) / 3)
+
+
+def matched(folder, speed=False):
+    """In the time of LoRA's 60 steps PiSSA takes 120, of which its last one hits, and MiLoRA 30, all of which miss."""
+    found = records()
+    for record in found:
+        factor = {"lora": 1.0, "pissa": 2.0, "milora": 0.5}[record["run"]["method"]["name"]]
+        record["run"]["training"]["steps"] = int(60 * factor)
+        for point, score in zip(record["measures"]["curve"]["points"], (0.3, 0.4, 0.5, 0.7), strict=True):
+            point["step"] = int(point["step"] * factor)
+            point["score"] = score - 0.1 * (factor < 1)
+    timed = samples.speed_record(CURVES)
+    for label, seconds in (("lora", 0.2), ("pissa", 0.1), ("milora", 0.4)):
+        timed["measures"]["speed"]["methods"][label]["total"] = {"median": seconds, "low": seconds, "high": seconds}
+    described = samples.suite(CURVES) | {"match": "seconds"}
+    return load(samples.write_folder(folder, [*found, timed] if speed else found, described))
+
+
+def test_where_time_was_matched_seconds_are_compared(tmp_path):
+    rows = rows_of(table := time_table(matched(tmp_path, speed=True)))
+    assert {label: row["mean_seconds"].value for label, row in rows.items()} == pytest.approx(dict.fromkeys(CURVES, 12))
+    assert [rows[label]["difference"].value for label in ("pissa", "milora")] == pytest.approx([0, 0])
+    assert rows["pissa"]["steps"].value == 120, "a hit is no miss because the baseline takes fewer steps"
+    gap = 0.2 * 15  # a quarter of any run
+    halves = [rows[label]["mean_seconds"].half for label in CURVES]
+    assert halves == pytest.approx([stats.t.ppf(0.975, 2) * gap / math.sqrt(12 * 3)] * 3)
+    assert "at 4 moments evenly spread over the steps of each" in table.caption
+    assert [column.unit for column in table.columns if column.key == "difference"] == ["s"]
+
+
+def test_without_a_measured_speed_a_miss_takes_what_its_own_runs_took(tmp_path):
+    rows = rows_of(time_table(matched(tmp_path)))
+    # 0.1 s a step of LoRA: the samples' points keep their seconds
+    assert {label: row["mean_seconds"].value for label, row in rows.items()} == pytest.approx(dict.fromkeys(CURVES, 6))
 
 
 def test_misses_are_never_in_every_form(results):
