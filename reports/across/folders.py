@@ -13,7 +13,6 @@ from reports.records import Json, Results
 from reports.table import plain
 from reports.words import MANY, listed
 
-LOST = 0.0  # the score of a diverged run: that of a guess or worse, by every measure
 HOLDS_RUNS = ("runs", "suite.json", "records.jsonl")
 
 
@@ -49,8 +48,8 @@ class Across:
         names = listed(self.tasks) if len(self.tasks) <= MANY else f"{len(self.tasks)} benchmarks"
         return f"{self.model} on {names}"
 
-    def scores(self, label: str) -> dict[str, list[float]]:
-        """benchmark -> the scores of a method's final runs, by seed; a diverged run is a result and scores ``LOST``."""
+    def scores(self, label: str) -> dict[str, list[float | None]]:
+        """benchmark -> the scores of a method's final runs, by seed; a diverged run is a result, without a score."""
         return {benchmark(results): final_scores(results, label) for results in self.results}
 
 
@@ -59,10 +58,10 @@ def benchmark(results: Results) -> str:
     return str(results.suite["benchmark"])
 
 
-def final_scores(results: Results, label: str) -> list[float]:
-    """The scores of a method's final runs, by seed; failed runs are no results, diverged ones score ``LOST``."""
-    scores = [LOST if run.status == "diverged" else run.score("primary") for run in results.of(label, "final")]
-    return [score for score in scores if score is not None]
+def final_scores(results: Results, label: str) -> list[float | None]:
+    """The scores of a method's final runs, by seed; failed runs are no results, diverged ones are None."""
+    scored = [(run.status, run.score("primary")) for run in results.of(label, "final")]
+    return [score for status, score in scored if status == "diverged" or score is not None]
 
 
 def across(directories: Sequence[Path]) -> Across:

@@ -12,6 +12,7 @@ from reports.rounding import significant
 from reports.statistics.across import TaskScores
 from reports.words import listed
 
+LOST = 0.0  # of a diverged run, normalised: whoever has one keeps the head alone, or guesses
 PERFECT = 1.0  # by every measure that a benchmark is judged by
 LEAST_ROOM = 10  # margins between the zero and a perfect score: less would blow what is practically equal up to a tenth
 
@@ -23,13 +24,13 @@ class Scale:
     zeros: Mapping[str, float]
     why: str = ""
 
-    def of(self, task: str, score: float) -> float:
-        """(score - zero) / (1 - zero): the share that is won of what the zero leaves to be won.
+    def of(self, task: str, score: float | None) -> float:
+        """(score - zero) / (1 - zero): the share that is won of what the zero leaves to be won; ``LOST`` for no score.
 
         Source: Murphy (1988), Monthly Weather Review 116, 2417-2424 (skill score); Agarwal et al. (2021), arXiv
         2108.13264 (normalised by references that take no part in the comparison of methods).
         """
-        return (score - self.zeros[task]) / self.room(task)
+        return LOST if score is None else (score - self.zeros[task]) / self.room(task)
 
     def room(self, task: str) -> float:
         """What the zero of a benchmark leaves to be won."""

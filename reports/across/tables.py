@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 
 from reports.across.aggregates import Aggregate, aggregates, enough_seeds, ranks_by_task
-from reports.across.folders import LOST, Across, benchmark
+from reports.across.folders import Across, benchmark
 from reports.across.normalised import Scale, scale
 from reports.across.task_tables import BENCHMARK, left_out_table, tasks_table
 from reports.comparing import best_method, comparisons
@@ -18,7 +18,7 @@ from reports.table import EMPTY, Cell, Column, Table, count, digits, text, with_
 from reports.tables import (
     EDGE,
     EDGE_NOTE,
-    LOST as LOST_MARK,
+    LOST,
     LOST_NOTE,
     METHOD,
     POINTS,
@@ -31,8 +31,6 @@ from reports.tables import (
     methods_table,
     remark_texts,
 )
-
-LOST_RANK_NOTE = f"{LOST_NOTE} For its rank, and in every number over all benchmarks, a diverged run scores {LOST:.0f}."
 
 
 def all_tables(across: Across) -> dict[str, Table]:
@@ -139,13 +137,18 @@ def scores_table(across: Across) -> Table:
         "open may change places. Bold: better than every other method of the benchmark beyond the interval of the "
         "paired difference."
     )
-    return Table("scores", "Scores by benchmark", caption, tuple(columns), rows, ((LOST_MARK, LOST_RANK_NOTE),))
+    return Table("scores", "Scores by benchmark", caption, tuple(columns), rows, ((LOST, _lost_note(across)),))
 
 
 def score_cell(results: Results, label: str, best: bool = False) -> Cell:
     """Mean over the final seeds that have a score; only a mark where every run diverged."""
     cell = mean_cell(results, label, "primary", best)
-    return cell if cell.value is not None else Cell(None, mark=LOST_MARK)
+    return cell if cell.value is not None else Cell(None, mark=LOST)
+
+
+def _lost_note(across: Across) -> str:
+    counts = "scores 0 points" if scale(across).why else "counts as one of the probe, normalised 0"
+    return f"{LOST_NOTE} For its rank, and in every number over all benchmarks, a diverged run {counts}."
 
 
 def _rank(cell: Cell) -> str:
@@ -169,7 +172,7 @@ def verdicts_table(across: Across) -> Table:
         f"Differences to {across.baseline} are paired by seed; verdicts are those of each benchmark's own report, "
         "Holm-corrected over its methods."
     )
-    notes = ((EDGE, EDGE_NOTE), (UNPAIRED, UNPAIRED_NOTE), (LOST_MARK, LOST_RANK_NOTE))
+    notes = ((EDGE, EDGE_NOTE), (UNPAIRED, UNPAIRED_NOTE), (LOST, _lost_note(across)))
     return Table("verdicts", "Every verdict", caption, columns, rows, notes)
 
 

@@ -117,10 +117,35 @@ def test_a_diverged_run_is_a_result(tmp_path: Path) -> None:
         ]
 
     found = across(two(tmp_path, lose))
-    assert found.scores("pissa")["second"] == [0.80, 0.0]
-    assert aggregates(found)["pissa"].ranks == {"first": 1.0, "second": 3.0}
+    assert found.scores("pissa")["second"] == [0.80, None]
+    assert normalised(found)["pissa"]["second"] == pytest.approx([0.5, 0.0])
+    assert aggregates(found)["pissa"].ranks == {"first": 1.0, "second": 2.0}
     row = next(row for row in all_tables(found)["scores"].rows if row[0].value == "pissa")
     assert (row[3].value, row[3].mark) == (pytest.approx(0.80), "§")
+    note = dict(all_tables(found)["scores"].used_notes)["§"]
+    assert "a diverged run counts as one of the probe, normalised 0." in note
+
+
+def test_a_diverged_run_weighs_no_more_where_little_is_to_be_won(tmp_path: Path) -> None:
+    """As a score of 0 beside a probe at 0.94 it would count as nearly minus sixteen perfect runs."""
+
+    def lose(_described: Any, records: list[samples.Record]) -> None:
+        records[:] = [samples.diverged(r) if r["key"].startswith("pissa-final-0.001-1") else r for r in records]
+
+    easy = {"lora": [0.95, 0.95], "pissa": [0.96, 0.96], "probe": [0.94, 0.94]}
+    found = across([write_task(tmp_path, "first", FIRST), write_task(tmp_path, "easy", easy, lose)])
+    assert normalised(found)["pissa"]["easy"] == pytest.approx([0.0, 1 / 3])
+    assert aggregates(found)["pissa"].mean.value == pytest.approx((0.62 + 1 / 6) / 2)
+
+
+def test_without_a_probe_a_diverged_run_scores_nothing(tmp_path: Path) -> None:
+    def lose(_described: Any, records: list[samples.Record]) -> None:
+        records[:] = [samples.diverged(r) if r["key"].startswith("pissa-final-0.001-1") else r for r in records]
+
+    second = {label: found for label, found in SECOND.items() if label != "probe"}
+    found = across([write_task(tmp_path, "first", FIRST), write_task(tmp_path, "second", second, lose)])
+    assert normalised(found)["pissa"]["second"] == [0.0, 0.76]
+    assert "a diverged run scores 0 points." in dict(all_tables(found)["scores"].used_notes)["§"]
 
 
 def test_a_method_that_lacks_a_benchmark_is_left_out_by_name(tmp_path: Path) -> None:
