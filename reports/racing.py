@@ -13,7 +13,7 @@ from reports.runlog import TRAINING
 from reports.statistics import promoted, rung_sizes, rung_steps, share_of_steps
 from reports.table import EMPTY, Cell, Column, Table, count, digits, learning_rate, text
 from reports.tables import METHOD, POINTS
-from reports.words import span
+from reports.words import in_words, span
 
 SEARCH = (*TRAINING, "evaluation")  # phases of a run that a search must pay for
 MEASURES: tuple[Measure, Measure] = ("primary", "loss")
@@ -42,6 +42,11 @@ class Race:
     def regret(self) -> float | None:
         """What the race's choice scores less than the grid's best, a share; None without an audit."""
         return None if self.choice is None or self.best is None else self.best[1] - self.choice[1]
+
+    @property
+    def same(self) -> bool | None:
+        """Did the race choose the grid's rate? Not if it was left without one; None where the grid has none either."""
+        return None if self.best is None else self.choice is not None and self.choice[0] == self.best[0]
 
 
 def races(results: Results) -> list[Race]:
@@ -143,7 +148,7 @@ def racing_table(results: Results) -> Table | None:
 def _row(race: Race) -> tuple[Cell, ...]:
     seconds = EMPTY if race.seconds is None else Cell(1 - race.seconds)
     ends = [Cell(value) for pair in (race.choice, race.best) for value in pair or (None, None)]
-    same = "" if race.choice is None or race.best is None else "yes" if race.choice[0] == race.best[0] else "no"
+    same = "" if race.same is None else "yes" if race.same else "no"
     return (Cell(race.label), Cell(race.rates), Cell(1 - race.steps), seconds, *ends, Cell(race.regret), Cell(same))
 
 
@@ -180,12 +185,31 @@ def racing_sentences(results: Results) -> list[str]:
     seconds = [race.seconds for race in found if race.seconds is not None]
     time = _time(fmean(seconds)) if len(seconds) == len(found) else ""
     saved = f"Racing saved {steps} % of the training steps of the full grid{time}"
-    judged = {race.label: race.regret for race in found if race.regret is not None}
-    if not results.audited or not judged:
+    judged = [race.same for race in found if race.same is not None]
+    if not judged:
         why = "" if results.audited else " (protocol.racing_audit = true runs the full grid beside it)"
-        return [f"{saved}; its regret was not measured{why}."]
-    same = sum(race.choice is not None and race.best is not None and race.choice[0] == race.best[0] for race in found)
-    worst = max(judged, key=lambda label: judged[label])
-    lost = f"{fixed(POINTS * fmean(judged.values()), 2)} points of validation {primary_name(results)} on average"
-    most = f", at most {fixed(POINTS * judged[worst], 2)} ({worst})" if judged[worst] > 0 else ""
-    return [f"{saved}, chose the same rate for {same} of {len(judged)} methods, and lost {lost}{most}."]
+        return [f"{saved}; its regret was not measured{why}.", *_left_without(found)]
+    chose = f"chose the same rate for {sum(judged)} of {len(judged)} methods"
+    return [f"{saved}, {chose}{_lost(results, found)}.", *_left_without(found)]
+
+
+def _lost(results: Results, found: list[Race]) -> str:
+    """The regret of the races that have one."""
+    regrets = {race.label: race.regret for race in found if race.regret is not None}
+    if not regrets:
+        return ""
+    worst = max(regrets, key=lambda label: regrets[label])
+    over = " where it kept a rate" if any(race.same is not None and race.regret is None for race in found) else ""
+    lost = f"{fixed(POINTS * fmean(regrets.values()), 2)} points of validation {primary_name(results)} on average{over}"
+    return f", and lost {lost}" + (f", at most {fixed(POINTS * regrets[worst], 2)} ({worst})" if regrets[worst] else "")
+
+
+def _left_without(found: list[Race]) -> list[str]:
+    """The races in which every rate of the last rung diverged, and what the full grid has then."""
+    without = {race.label: race.best for race in found if race.choice is None}
+    if not without:
+        return []
+    kept = {label: best for label, best in without.items() if best is not None}
+    scores = [f"{label} {fixed(POINTS * score, 1)}" for label, (_, score) in kept.items()]
+    grid = f", while the full grid has one ({in_words(scores, 'methods')} points)" if kept else ""
+    return [f"Racing left {in_words(list(without), 'methods')} without a rate: all that it promoted diverged{grid}."]

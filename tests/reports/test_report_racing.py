@@ -105,6 +105,27 @@ def test_a_rate_that_diverged_in_full_is_not_the_choice(tmp_path: Path) -> None:
     assert lora.choice is lora.best is lora.regret is None
 
 
+def test_a_race_that_lost_every_rate_counts_as_lost(tmp_path: Path) -> None:
+    promoted = ("pissa-search-0.004-0-60", "pissa-search-0.008-0-60")
+    results = raced(tmp_path, diverged=promoted)
+    _, pissa = races(results)
+    assert (pissa.choice, pissa.best, pissa.regret, pissa.same) == (None, (2e-3, 0.74), None, False)
+    said = racing_sentences(results)
+    assert (
+        "chose the same rate for 1 of 2 methods, and lost 0.00 points of validation accuracy on average where"
+        in (said[0])
+    )
+    assert said[1] == (
+        "Racing left pissa without a rate: all that it promoted diverged, while the full grid has one (pissa 74.0 "
+        "points)."
+    )
+    table = racing_table(results)
+    assert table is not None
+    assert [row[-1].value for row in table.rows] == ["yes", "no"]
+    alone = racing_sentences(raced(tmp_path / "alone", audit=False, diverged=promoted))
+    assert alone[1] == "Racing left pissa without a rate: all that it promoted diverged."
+
+
 def test_lengths_are_not_mixed(tmp_path: Path) -> None:
     results = raced(tmp_path)
     for label in SCORES:
