@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from reports.comparing import best_method, comparisons, level, unbeaten_probe, waiting
-from reports.matching import loose_match
+from reports.matching import match_sentences
 from reports.new_items import new_items_sentence
 from reports.racing import racing_sentences
 from reports.rate_windows import rate_windows_sentence
@@ -24,7 +24,7 @@ def opening(results: Results, verdicts: Sequence[Verdict]) -> list[str]:
     sentences = [_what_was_compared(results), _best(results), _against_baseline(results)]
     sentences += [new_items_sentence(results), _probe(results)]
     sentences += [*shared_rates_sentences(results), *racing_sentences(results)]
-    sentences += [rate_windows_sentence(results), loose_match(results)]
+    sentences += [rate_windows_sentence(results), *match_sentences(results)]
     sentences += [_step_time(results), in_one_sentence(verdicts), _edges(results), _unscored(results)]
     sentences += [_mixed_sources(results)]
     if gaps := missing(results):
@@ -38,7 +38,7 @@ def _what_was_compared(results: Results) -> str:
     return (
         f"{len(results.labels)} methods were compared on {suite['benchmark']} with {suite['model']}: {_rates(results)} "
         f"and only runs with fresh seeds ({seeds} a method) on test data are reported."
-        + (" All trained for the same time, not for the same number of steps." if results.time_matched else "")
+        + (" Numbers of steps were chosen for the same training time." if results.time_matched else "")
     )
 
 

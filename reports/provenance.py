@@ -16,7 +16,11 @@ def protocol(results: Results) -> list[tuple[str, str]]:
     """How the runs were made: (what, value)."""
     suite, training = results.suite, results.training
     finals = sorted({run.seed for run in results.runs if run.stage == "final"})
-    same = f"; steps are {suite['baseline']}'s: training time is the same for all" if results.time_matched else ""
+    same = (
+        f"; steps are {suite['baseline']}'s: the others' were chosen for the same training time"
+        if results.time_matched
+        else ""
+    )
     searches = sorted({run.seed for run in results.runs if run.stage == "search"})
     return [
         ("Model", plain(str(suite.get("model", "")))),

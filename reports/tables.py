@@ -168,7 +168,7 @@ def main_caption(results: Results, best: str | None, family: int) -> str:
         f"{verdict_words(results)} Only a method whose paired difference to every other one has an interval above zero "
         f"is set in bold: {best or 'here none'}. Trainable parameters are the adapter's; the task head, the same for "
         "all, is not counted. Step time is the median ratio within interleaved rounds with its 95 % interval."
-        + (" Training time, not the number of steps, was the same for all." if results.time_matched else "")
+        + (" Numbers of steps differ: they were chosen for the same training time." if results.time_matched else "")
     )
 
 
