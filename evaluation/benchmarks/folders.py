@@ -1,7 +1,8 @@
 """A folder with train, validation and test as CSV, TSV or JSONL files: a benchmark without any code.
 
-Columns are ``text``, perhaps ``text2`` (or ``text_pair``) for pairs, and ``label``. Labels are classes, unless all are
-numbers and one has a fraction: then it is regression. A column ``target`` instead of ``label`` always means regression.
+Columns are ``text``, perhaps ``text2`` (or ``text_pair``) for pairs, in all three or in none, and ``label``. Labels are
+classes, unless all are numbers and one has a fraction: then it is regression. A column ``target`` instead of ``label``
+always means regression.
 The folder's own split is kept, except that a text which is in a later split too is left out of the earlier one. It is
 the same text if only case, white space or the encoding of accents differ: "great :)" and "great :(" are two.
 Rows are shuffled by their contents, so that the first of them are a sample however the files are sorted.
@@ -62,6 +63,7 @@ def read_folder(folder: Path, name: str) -> Benchmark:
         Unusable: a file is missing or cannot be read, or a row is not what it should be; the message names both.
     """
     rows = {split: list(read_rows(_file(folder, split))) for split in SPLITS}
+    _refuse_some_pairs(rows)
     _leave_out_repeated(rows, folder)
     for split, found in rows.items():
         if not found:
@@ -93,6 +95,15 @@ def _file(folder: Path, split: str) -> Path:
     if len(found) > 1:
         raise Unusable(f"{folder} has {' and '.join(path.name for path in found)}: leave one")
     return found[0]
+
+
+def _refuse_some_pairs(rows: dict[str, list[Row]]) -> None:
+    """A misnamed column is one that is not known, and so would be left out of one file without a word."""
+    every = [row for found in rows.values() for row in found]
+    pair = next((row for row in every if row.pair is not None), None)
+    alone = next((row for row in every if row.pair is None), None)
+    if pair and alone:
+        raise Unusable(f"{alone.place}: expected a second text as in {pair.place}: name it `text2` in all, or in none")
 
 
 def _is_regression(rows: dict[str, list[Row]]) -> bool:

@@ -154,6 +154,14 @@ def test_what_is_the_same_text(tmp_path, one, other, same):
         ({"train_csv": "text,label\na,1.5\nb,-inf\n"}, "row 2, label: expected a class or a finite number"),
         ({"train_csv": "text,label\na,b\nc,b\n"}, "expected two classes or more, found only 'b'"),
         ({"train_csv": "text,label\n"}, "train.csv: there is no row"),
+        (
+            {"train_csv": "text,text2,label\na,b,pos\nc,d,neg\n"},
+            r"validation.tsv, row 1: expected a second text as in .*train.csv, row 1: name it `text2` in all",
+        ),
+        (
+            {"test_jsonl": '{"text": "a", "txet2": "c", "label": "pos"}\n{"text": "a", "text2": "c", "label": "pos"}'},
+            r"train.csv, row 1: expected a second text as in .*test.jsonl, row 2",
+        ),
         ({"train_csv": "text,target\na,1\nb,2\n"}, "`target` in some rows, `label` in others"),
         ({"train_csv": 'text,label\n"a,b\n'}, "row 1: not CSV"),
         ({"train_csv": b"text,label\na,b\nc\xff,d\n"}, "train.csv, line 3: expected UTF-8, found the byte 0xff"),
