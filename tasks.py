@@ -639,7 +639,10 @@ def on_data(
     if folder is None:
         return changes, plugins
     from evaluation.benchmarks.folders import register_folder
+    from evaluation.spec import Unusable
 
+    if "benchmark" in changes:
+        raise Unusable(f"--data {folder} is the benchmark: leave out --set benchmark=..., or --data")
     name = register_folder(folder)
     own = f"{Path(suite).stem}-{name.partition(':')[2]}"
     edits = {"benchmark": json.dumps(name), "name": json.dumps(own)}

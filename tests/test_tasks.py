@@ -151,6 +151,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["compare", "{suite}", "--set", "where=qurey"], "'qurey' matches no layer"),
         (["compare", "{suite}", "--set", "benchmark=trec5"], "did you mean trec50 or trec6?"),
         (["compare", "{suite}", "--on", "trec6", "--on", "smss"], "did you mean sms?"),
+        (["plan", "{suite}", "--data", ".", "--set", "benchmark=sms"], "leave out --set benchmark=..., or --data"),
         (["compare", "{suite}", "--on", "trec6"], "give two benchmarks or more"),
         (["compare", "{suite}", "--set", "model=minilmm"], "did you mean minilm?"),
         (["compare", "{suite}", "--set", 'methods=[{name="lorra", label="lora"}]'], "did you mean lora"),
