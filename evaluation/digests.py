@@ -74,6 +74,7 @@ def harness_digest() -> str:
     apart = {"budget", "cases", "checks", "combining", "conformance", "task_vectors"}  # no run goes through them
     files = [path for path in Path(core.__file__).parent.glob("*.py") if path.stem not in apart]
     files += (here / "measures").rglob("*.py")
+    files.append(here / "benchmarks" / "splits.py")  # says which texts forgetting is measured on
     files += [
         here / f"{name}.py" for name in ("calibration", "data", "execute", "models", "mounting", "peers", "training")
     ]

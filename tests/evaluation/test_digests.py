@@ -99,7 +99,9 @@ def test_other_code_or_libraries_change_every_key(monkeypatch):
     assert harness_digest() != before
 
 
-@pytest.mark.parametrize("part", ["measures/score.py", "measures/merging/drift.py", "training.py"])
+@pytest.mark.parametrize(
+    "part", ["measures/score.py", "measures/merging/drift.py", "training.py", "benchmarks/splits.py"]
+)
 def test_other_measuring_code_changes_the_digest(monkeypatch, part):
     before, read = harness_digest(), Path.read_text
     file = Path(digests.__file__).parent / part
