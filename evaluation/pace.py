@@ -11,6 +11,7 @@ import math
 from evaluation.spec import Record, SpeedRun, Unusable
 
 FEWEST = 3  # steps that any method gets: with fewer it would not train at all
+ROUNDING = 1e-9  # of a step: 3 / 0.1 is 30 steps, though its quotient of floats may lie just below
 
 
 def matched_steps(record: Record) -> dict[str, int]:
@@ -35,7 +36,7 @@ def _steps(record: Record, label: str, steps: int) -> int:
     ratio = (timed.get("ratio_baseline") or {}).get("median")
     if ratio is None or not (math.isfinite(ratio) and ratio > 0):
         raise _untimed(f"the speed run has no step time of {label}")
-    return max(FEWEST, math.floor(steps / ratio))
+    return max(FEWEST, math.floor(steps / ratio + ROUNDING))
 
 
 def _untimed(problem: str) -> Unusable:

@@ -79,8 +79,14 @@ def test_everyone_takes_a_few() -> None:
 def test_the_steps_are_the_most_that_fit(ratio: float, steps: int) -> None:
     p = timed(training=Training(steps=steps))
     taken = matched_steps(speed_record(p, RATIOS | {"dora": ratio}))
-    assert taken["dora"] <= steps / ratio < taken["dora"] + 1
+    assert taken["dora"] - 1e-9 <= steps / ratio < taken["dora"] + 1
     assert taken["lora"] == steps
+
+
+@pytest.mark.parametrize("steps", [29, 58, 113, 116, 197])
+def test_no_step_is_lost_where_the_steps_fit_exactly(steps: int) -> None:
+    assert 60 / (60 / steps) < steps, "as floats divide"
+    assert matched_steps(speed_record(timed(), RATIOS | {"dora": 60 / steps}))["dora"] == steps
 
 
 @pytest.mark.parametrize("ratio", [None, 0.0, -1.0, math.inf, math.nan])
