@@ -48,6 +48,9 @@ def not_counted(plan: Plan) -> list[str]:
     left_out += ["spectra" if suite.spectrum else ""]
     left_out += [f"forecasts, at most {PRODUCTS} Hessian products a method" if suite.protocol.forecast else ""]
     left_out += [f"seeds beyond the {suite.protocol.seeds} of the first look (up to {cap})" if cap else ""]
+    if suite.match == "seconds":
+        again = f"timing again, and with it runs of all methods but {suite.baseline}"
+        left_out.append(f"{again}, after a change of the speed settings or of which methods there are")
     return [phrase for phrase in left_out if phrase]
 
 

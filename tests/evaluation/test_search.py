@@ -155,3 +155,5 @@ def test_an_estimate_says_what_it_leaves_out() -> None:
         "forecasts, at most 20 Hessian products a method",
         "seeds beyond the 2 of the first look (up to 8)",
     ]
+    (anew,) = not_counted(plan(("lora", "dora"), match="seconds"))[1:]
+    assert anew.startswith("timing again, and with it runs of all methods but lora, after a change of")
