@@ -10,16 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
+from evaluation.measured import Stage, measured
 from evaluation.pace import matched_steps
-from evaluation.search import Setting, Trial, outcomes
+from evaluation.search import Search, Setting, Trial, outcomes
 from evaluation.seeds import seeds_needed
 from evaluation.spec import (
     Entry,
     Identity,
-    Merging,
-    Method,
     QuantisedRun,
     Record,
     Run,
@@ -46,24 +45,6 @@ class Tally:
     done: int
     left: int
     steps: int = 0
-
-
-@dataclass(frozen=True)
-class Search:
-    """A method's search as far as the records decide: its runs; whether all of them are there; what it chose."""
-
-    runs: list[ScoreRun]
-    complete: bool
-    winner: Setting | None
-
-    @property
-    def lost(self) -> bool:
-        """All of it has been run, and everything diverged."""
-        return self.complete and self.winner is None
-
-    def method(self, entry: Entry) -> Method:
-        """The method as its final runs have it; as the suite has it where there are none."""
-        return entry.method if self.winner is None else self.winner.method(entry.method)
 
 
 Searches = Mapping[str, Search]  # by label
@@ -236,10 +217,9 @@ class Plan:
         assert self.suite.quantised is not None
         return QuantisedRun(where=self.suite.where, quantised=self.suite.quantised, **self._common(()))
 
-    def _score_run(self, entry: Entry, stage: Literal["search", "final"], setting: Setting, seed: int) -> ScoreRun:
-        first = stage == "final" and seed == 1
-        merging: Merging | None = self.suite.merging if first else None
-        spectrum = self._spectrum(stage, first)
+    def _score_run(self, entry: Entry, stage: Stage, setting: Setting, seed: int) -> ScoreRun:
+        besides = measured(self.suite, entry, stage, setting, seed)
+        common = self._common((entry,), besides["spectrum"]) | {"training": self._training(entry, setting)}
         return ScoreRun(
             stage=stage,
             method=setting.method(entry.method),
@@ -247,14 +227,7 @@ class Plan:
             seed=seed,
             split="validation" if stage == "search" else "test",
             where=self.suite.layers_of(entry),
-            merging=merging,
-            spectrum=spectrum,
-            calibration=self.suite.calibration if method(entry.method.name).needs else None,
-            keep=self._keeps(entry, stage, first),
-            vary=self.suite.vary,
-            forecast=self._forecasts(entry, stage, setting, seed),
-            curve=self.suite.curve if stage == "final" else None,
-            **self._common((entry,), spectrum) | {"training": self._training(entry, setting)},
+            **besides | common,
         )
 
     def _training(self, entry: Entry, setting: Setting) -> Training:
@@ -265,26 +238,6 @@ class Plan:
     def _steps(self, entry: Entry) -> int:
         """Of a run in full length."""
         return (self.steps or {}).get(entry.label, self.suite.training.steps)
-
-    def _spectrum(self, stage: str, first: bool) -> Spectrum | None:
-        """In full on a method's first final run; of the others, what comparing seeds takes."""
-        spec = self.suite.spectrum
-        if spec is None or stage == "search":
-            return None
-        return spec if first else spec.model_copy(update={"depth": "directions"})
-
-    def _keeps(self, entry: Entry, stage: str, first: bool) -> bool:
-        """Whether a run keeps its trained adapter. A peer's belongs to its own library."""
-        wanted = {"all": stage == "final", "first": first, "none": False}[self.suite.keep]
-        return wanted and ":" not in entry.method.name
-
-    def _forecasts(self, entry: Entry, stage: str, setting: Setting, seed: int) -> bool:
-        """Whether a run measures the curvature at the start: the first of its method, as a forecast comes before."""
-        if not self.suite.protocol.forecast:
-            return False
-        # By its setting, not by its place in the search: it stays the same run whatever the search is extended by.
-        first = next(iter(strategy(self.suite, entry).propose(())), None)
-        return (stage, seed) == ("final", 1) if first is None else (stage, seed, setting) == ("search", 0, first)
 
     def _common(self, entries: tuple[Entry, ...], spectrum: Spectrum | None = None) -> dict[str, Any]:
         suite = self.suite

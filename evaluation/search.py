@@ -14,7 +14,7 @@ from operator import itemgetter
 from typing import Any, Protocol
 
 from evaluation.measures.score import primary
-from evaluation.spec import Method, Record, ScoreRun, Unusable, key
+from evaluation.spec import Entry, Method, Record, ScoreRun, Unusable, key
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,24 @@ class Trial:
     def rank(self) -> tuple[float, float]:
         """Higher is better: score, then the lower loss."""
         return (-math.inf, 0.0) if self.score is None or self.loss is None else (self.score, -self.loss)
+
+
+@dataclass(frozen=True)
+class Search:
+    """A method's search as far as the records decide: its runs; whether all of them are there; what it chose."""
+
+    runs: list[ScoreRun]
+    complete: bool
+    winner: Setting | None
+
+    @property
+    def lost(self) -> bool:
+        """All of it has been run, and everything diverged."""
+        return self.complete and self.winner is None
+
+    def method(self, entry: Entry) -> Method:
+        """The method as its final runs have it; as the suite has it where there are none."""
+        return entry.method if self.winner is None else self.winner.method(entry.method)
 
 
 class Strategy(Protocol):

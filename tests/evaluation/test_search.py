@@ -9,8 +9,8 @@ import pytest
 
 from evaluation import search
 from evaluation.estimate import not_counted
-from evaluation.protocol import Plan, Search
-from evaluation.search import Setting, Trial, grid, next_rate
+from evaluation.protocol import Plan
+from evaluation.search import Search, Setting, Trial, grid, next_rate
 from evaluation.spec import Entry, Protocol, Record, ScoreRun, Spectrum, key
 from tests.evaluation.test_protocol import by_key, entry, plan, record
 
