@@ -53,7 +53,12 @@ def untrained(results: Results) -> float:
 
 
 def windows(results: Results) -> dict[str, Window]:
-    """label -> window, of the methods which tried three rates or more and gained anything by training."""
+    """label -> window, of the methods which tried three rates or more and gained anything by training.
+
+    None where trials differ in more than the rate: what a score is due to is not known of a rate alone.
+    """
+    if results.space:
+        return {}
     floor = untrained(results)
     found = {label: _window(searched(results, label), floor) for label in results.labels}
     return {label: window for label, window in found.items() if window is not None}

@@ -76,6 +76,18 @@ def test_two_rates_have_no_inside(tmp_path):
     assert windows(results_of(tmp_path, found)) == {}
 
 
+def test_trials_that_differ_in_more_than_the_rate_have_no_window(tmp_path):
+    """Every second setting has another rank too, which decides the score; the rate does nothing."""
+    described = samples.suite(("lora", "pissa"), seeds=2)
+    described["protocol"] |= {"trials": 5, "space": {"lr": [1e-4, 1.0, "log"], "rank": [2, 32]}}
+    found = records({"lora": (0.2, 0.72, 0.2, 0.72, 0.2), "pissa": WIDE})
+    results = load(samples.write_folder(tmp_path, found, described))
+    assert len(results.settings("lora")) == 5
+    assert windows(results) == clear_differences(results) == {}
+    assert rate_windows_table(results) is rate_windows_figure(results) is None
+    assert rate_windows_sentence(results) == ""
+
+
 def test_a_sentence_only_where_it_is_clear(tmp_path):
     results = results_of(tmp_path / "a", records({"lora": NARROW, "pissa": WIDE, "milora": NARROW}))
     assert list(clear_differences(results)) == ["pissa"]
