@@ -55,9 +55,10 @@ def untrained(results: Results) -> float:
 def windows(results: Results) -> dict[str, Window]:
     """label -> window, of the methods which tried three rates or more and gained anything by training.
 
-    None where trials differ in more than the rate: what a score is due to is not known of a rate alone.
+    None where trials differ in more than the rate: what a score is due to is not known of a rate alone. Nor where only
+    the best rates of a race ran in full: of the others nobody knows whether they were usable.
     """
-    if results.space:
+    if results.space or (results.racing and not results.audited):
         return {}
     floor = untrained(results)
     found = {label: _window(searched(results, label), floor) for label in results.labels}

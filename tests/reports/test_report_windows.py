@@ -88,6 +88,15 @@ def test_trials_that_differ_in_more_than_the_rate_have_no_window(tmp_path):
     assert rate_windows_sentence(results) == ""
 
 
+@pytest.mark.parametrize(("audit", "known"), [(True, {"lora", "pissa"}), (False, set())])
+def test_the_survivors_of_a_race_have_no_window(tmp_path, audit, known):
+    described = samples.suite(("lora", "pissa"), seeds=2)
+    described["protocol"] |= {"points": 9, "racing": 2, "rungs": 2, "racing_audit": audit}
+    results = load(samples.write_folder(tmp_path, records({"lora": NARROW, "pissa": WIDE}), described))
+    assert windows(results).keys() == known
+    assert (rate_windows_sentence(results) == "") != audit
+
+
 def test_a_sentence_only_where_it_is_clear(tmp_path):
     results = results_of(tmp_path / "a", records({"lora": NARROW, "pissa": WIDE, "milora": NARROW}))
     assert list(clear_differences(results)) == ["pissa"]
