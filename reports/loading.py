@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from reports.records import Json, Results, ScoreRun
+from reports.shapes import record_problem, suite_problem
+from reports.table import plain
 
 
 class UnusableResults(ValueError):
@@ -20,9 +22,10 @@ def load(directory: Path) -> Results:
         UnusableResults: a file is missing or damaged, or the records contradict the suite.
     """
     described = _json_object(directory / "suite.json")
-    suite = described.get("suite")
-    if not isinstance(suite, dict) or not _is_suite(suite):
-        raise UnusableResults(f"{directory / 'suite.json'} does not describe a suite: run the comparison again")
+    suite: Any = described.get("suite")
+    if problem := suite_problem(suite):
+        place = directory / "suite.json"
+        raise UnusableResults(f"{place} does not describe a suite ({plain(problem)}): run the comparison again")
     records = _records(directory / "records.jsonl")
     wall = _json_object(directory / "wall.json") if (directory / "wall.json").is_file() else None
     runs = [_score_run(record, suite) for record in records if record["run"]["kind"] == "score"]
@@ -62,8 +65,8 @@ def _records(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         record = _parse(line, f"{path}, line {number},")
-        if not _is_record(record):
-            raise UnusableResults(f"{path}, line {number}, is damaged: not a record with key, run, status and measures")
+        if problem := record_problem(record):
+            raise UnusableResults(f"{path}, line {number}, is damaged: not a record ({plain(problem)})")
         records[record["key"]] = record
     return list(records.values())
 
@@ -82,22 +85,6 @@ def _parse(text: str, place: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise UnusableResults(f"{place} is damaged: {error}") from error
-
-
-def _is_suite(suite: dict[str, Any]) -> bool:
-    entries = suite.get("methods")
-    if not isinstance(entries, list) or not entries or not isinstance(suite.get("protocol"), dict):
-        return False
-    sound = all(isinstance(e, dict) and "label" in e and "name" in (e.get("method") or {}) for e in entries)
-    return sound and suite.get("baseline") in {e["label"] for e in entries}
-
-
-def _is_record(record: Any) -> bool:
-    if not isinstance(record, dict) or not all(isinstance(record.get(k), dict) for k in ("run", "measures")):
-        return False
-    kinds = {"score": ("stage", "split", "lr", "seed", "method"), "speed": ("methods",), "quantised": ()}
-    needed = kinds.get(record["run"].get("kind"))
-    return needed is not None and all(name in record["run"] for name in needed) and {"key", "status"} <= record.keys()
 
 
 def _score_run(record: dict[str, Any], suite: dict[str, Any]) -> ScoreRun | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 
 import pytest
 from report_samples import all_records, diverged, failed, relabelled, suite, write_folder
@@ -95,6 +96,75 @@ def test_damage_is_named_in_one_line(tmp_path, name, text, message):
     with pytest.raises(UnusableResults, match=message) as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("protocol.racing", "x", "protocol.racing is 'x', expected a whole number from 2 to 99"),
+        ("protocol.racing", 0, "protocol.racing is 0, expected a whole number from 2 to 99"),
+        ("protocol.rungs", 500, "protocol.rungs is 500"),
+        ("protocol.trials", "x", "protocol.trials is 'x'"),
+        ("protocol.seeds", True, "protocol.seeds is True"),
+        ("protocol.margin", "0.5", "protocol.margin is no number"),
+        ("protocol.space", {"lr": 3}, "protocol.space has more than lists"),
+        ("protocol.space", [1], "protocol.space has more than lists"),
+        ("protocol.space", {"lr": [1e-3, 1e-1, "log"]}, "protocol.space has no trials"),
+        ("protocol", None, "protocol is no object"),
+        ("training", 5, "training is no object"),
+        ("training.steps", "x", "training.steps is 'x'"),
+        ("methods", [{"label": "lora", "method": None}], "methods is no list of methods"),
+        ("methods", [{"label": {}, "method": {"name": "lora"}}], "methods is no list of methods"),
+        ("baseline", [], "baseline is none of the methods"),
+        ("benchmark", None, "benchmark is no text"),
+    ],
+)
+def test_a_suite_of_another_shape_is_refused_in_one_line(tmp_path, place, value, message):
+    described = suite()
+    *above, last = place.split(".")
+    inner = described
+    for name in above:
+        inner = inner[name]
+    inner[last] = value
+    with pytest.raises(UnusableResults, match=re.escape(f"does not describe a suite ({message}")) as caught:
+        load(write_folder(tmp_path, all_records(), described))
+    assert "\n" not in str(caught.value)
+
+
+POINT = {"step": 1, "seconds": 0.1, "score": 0.5, "loss": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("measure", "value"),
+    [
+        *(("curve", value) for value in (None, 5, {}, {"points": [{}]}, {"items": 9, "points": None})),
+        ("curve", {"items": 0, "points": []}),
+        ("curve", {"items": 9, "points": [POINT | {"score": None}]}),
+        ("curve", {"items": 9, "points": [POINT | {"step": 0}]}),
+        *(("score", value) for value in (None, 5, {"items": None}, {"items": {"gold": [1], "predicted": []}})),
+    ],
+)
+def test_a_record_of_another_shape_is_refused_in_one_line(tmp_path, measure, value):
+    records = all_records()
+    records[3]["measures"][measure] = value
+    with pytest.raises(UnusableResults, match=rf"line 4, is damaged: not a record \(a {measure} of another shape\)"):
+        load(write_folder(tmp_path, records))
+
+
+@pytest.mark.parametrize(("name", "value"), [("lr", "x"), ("seed", 1.5), ("method", 5), ("training", [1])])
+def test_a_run_of_another_shape_is_refused(tmp_path, name, value):
+    records = all_records()
+    records[3]["run"][name] = value
+    with pytest.raises(UnusableResults, match="line 4, is damaged: not a record"):
+        load(write_folder(tmp_path, records))
+
+
+def test_sound_shapes_pass(tmp_path):
+    records = all_records()
+    records[3]["measures"]["curve"] = {"items": 9, "points": [POINT]}
+    described = suite()
+    described["protocol"] |= {"racing": None, "rungs": 2, "space": None, "trials": None}
+    assert load(write_folder(tmp_path, records, described)).left_out == 0
 
 
 def test_missing_records(tmp_path):
