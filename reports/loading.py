@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from reports.records import Json, Results, ScoreRun
+from reports.records import Json, Results, ScoreRun, searched_space
 from reports.shapes import record_problem, suite_problem
 from reports.table import plain
 
@@ -31,6 +32,7 @@ def load(directory: Path) -> Results:
     runs = [_score_run(record, suite) for record in records if record["run"]["kind"] == "score"]
     known = tuple(run for run in runs if run is not None)
     _refuse_several_rates(known, directory)
+    _refuse_twice(known, directory)
     speed, quantised = (_last_of(records, kind) for kind in ("speed", "quantised"))
     return Results(
         suite=suite,
@@ -106,9 +108,7 @@ def _score_run(record: dict[str, Any], suite: dict[str, Any]) -> ScoreRun | None
 
 def _is_of(entry: dict[str, Any], run: dict[str, Any], suite: dict[str, Any]) -> bool:
     where = entry.get("where") or suite.get("where")
-    mine, other = (
-        _without(suite["protocol"].get("space") or {}, method) for method in (entry["method"], run["method"])
-    )
+    mine, other = (_without(searched_space(suite), method) for method in (entry["method"], run["method"]))
     return bool(mine == other) and run.get("where", where) == where
 
 
@@ -124,3 +124,11 @@ def _refuse_several_rates(runs: tuple[ScoreRun, ...], directory: Path) -> None:
         if run.stage == "final" and rates.setdefault(run.label, run.lr) != run.lr:
             two = f"{rates[run.label]:g} and {run.lr:g}"
             raise UnusableResults(f"{directory}: {run.label!r} has final runs at two learning rates, {two}; keep one")
+
+
+def _refuse_twice(runs: tuple[ScoreRun, ...], directory: Path) -> None:
+    """Two final runs of one seed: of two methods that the suite does not tell apart, or of two versions of one."""
+    counts = Counter((run.label, run.seed) for run in runs if run.stage == "final")
+    for (label, seed), number in counts.items():
+        if number > 1:
+            raise UnusableResults(f"{directory}: {label!r} has {number} final runs with seed {seed}; keep one")

@@ -53,6 +53,12 @@ class ScoreRun:
         return len(score["items"]["gold"]) if score and "items" in score else None
 
 
+def searched_space(suite: Json) -> Json:
+    """name -> range, of what a suite searches; empty under the ruleset "defaults", which searches nothing."""
+    protocol: Json = suite["protocol"]
+    return {} if protocol.get("ruleset") == "defaults" else protocol.get("space") or {}
+
+
 @dataclass(frozen=True)
 class Results:
     """A suite and what is known of it so far. ``labels`` is in display order; records of other methods are left out."""
@@ -99,8 +105,7 @@ class Results:
     @property
     def space(self) -> Json:
         """What the search varied, with its ranges; empty where it was the learning rate alone, on a grid."""
-        protocol = self.suite["protocol"]
-        return {} if protocol.get("ruleset") == "defaults" else protocol.get("space") or {}
+        return searched_space(self.suite)
 
     @property
     def racing(self) -> int | None:

@@ -181,6 +181,13 @@ def test_bytes_that_are_no_text(tmp_path):
         load(tmp_path)
 
 
+def test_two_final_runs_of_one_seed_are_refused(tmp_path):
+    records = all_records()
+    twice = next(record for record in records if record["key"].startswith("lora-final"))
+    with pytest.raises(UnusableResults, match="'lora' has 2 final runs with seed 1; keep one"):
+        load(write_folder(tmp_path, [*records, twice | {"key": "another"}]))
+
+
 def test_final_runs_at_two_rates_are_refused(tmp_path):
     records = all_records()
     records[-3]["run"]["lr"] *= 2

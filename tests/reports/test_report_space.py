@@ -69,6 +69,22 @@ def test_runs_with_other_fixed_hyperparameters_are_not(tmp_path: Path) -> None:
     assert (len(results.of("lora", "search")), results.left_out) == (0, 5)
 
 
+def test_a_suite_that_searches_nothing_tells_its_methods_apart_by_everything(tmp_path: Path) -> None:
+    """Under "defaults" the ranges do not count: two LoRAs of which the rank differs are two methods."""
+    described = samples.suite(("lora", "pissa"), seeds=2)
+    described["protocol"] |= {"ruleset": "defaults", "trials": 4, "space": SPACE}
+    wide = described["methods"][0] | {"label": "wide", "method": samples.method("lora")}
+    wide["method"] = {"name": "lora", "hyperparameters": wide["method"]["hyperparameters"] | {"rank": 64}}
+    described["methods"].append(wide)
+    made = [samples.score_record(label, "final", 5e-3, seed, 0.5) for label in ("lora", "pissa") for seed in (1, 2)]
+    for seed in (1, 2):
+        one = samples.score_record("lora", "final", 5e-3, seed, 0.8) | {"key": f"wide-{seed}"}
+        made.append(one | {"run": one["run"] | {"method": wide["method"]}})
+    results = load(samples.write_folder(tmp_path, made, described))
+    assert results.outcomes("lora") == {1: 0.5, 2: 0.5}
+    assert results.outcomes("wide") == {1: 0.8, 2: 0.8}
+
+
 def test_a_match_by_all_hyperparameters_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "_without", lambda _, method: method)
     with pytest.raises(AssertionError):
