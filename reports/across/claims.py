@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +19,7 @@ from reports.words import MANY, in_words, listed, span
 def opening(across: Across) -> list[str]:
     """The sentences the report opens with: what was compared, who is better where, and what cannot be said."""
     said = [_what_was_compared(across), *_against_baseline(across), _over_tasks(across), _few_seeds(across)]
-    said += [_probe(across), _scale(across), _left_out(across), *_gaps(across), _mixed(across)]
+    said += [_probe(across), _scale(across), _left_out(across), *_gaps(across), _unlike(across), _mixed(across)]
     return [sentence for sentence in said if sentence]
 
 
@@ -103,6 +104,19 @@ def _left_out(across: Across) -> str:
 def _gaps(across: Across) -> list[str]:
     found = [(benchmark(results), missing(results)) for results in across.results]
     return [f"The comparison on {task} is not complete: {'; '.join(gaps)}." for task, gaps in found if gaps]
+
+
+def _unlike(across: Across) -> str:
+    """What of the protocol is not the same on all benchmarks though it may move scores."""
+    differ: dict[str, set[object]] = {
+        "what is matched, steps or seconds": {results.time_matched for results in across.results},
+        "whether and how learning rates race": {(r.racing, r.racing and r.rungs) for r in across.results},
+        "what is searched": {json.dumps(results.space, sort_keys=True) for results in across.results},
+    }
+    named = [what for what, values in differ.items() if len(values) > 1]
+    return (
+        f"Careful: the benchmarks were not run alike: {listed(named)} differ{'s' * (len(named) == 1)}." if named else ""
+    )
 
 
 def _mixed(across: Across) -> str:

@@ -19,7 +19,8 @@ def tasks_table(across: Across) -> Table:
         BENCHMARK,
         Column("measure", "measure", text, align="left", place="terminal"),
         Column("test_items", "test items", count, place="terminal"),
-        Column("steps", "steps", count),
+        Column("matched", "matched by", text),
+        Column("steps", "steps", text),
         Column("batch_size", "batch", count),
         Column("rates", "rates tried", text),
         Column("seeds", "final seeds", text),
@@ -29,7 +30,11 @@ def tasks_table(across: Across) -> Table:
     )
     zeros = scale(across).zeros
     rows = tuple(_task_row(across, results, zeros[benchmark(results)]) for results in across.results)
-    caption = "Steps, batches and budgets may differ between benchmarks; within one they are the same for all methods."
+    caption = "Steps, batches and budgets may differ between benchmarks; within one they are the same for all methods"
+    timed = any(results.time_matched for results in across.results)
+    caption += (
+        ", but steps where seconds were matched: there they were chosen for the same training time." * timed or "."
+    )
     return Table("tasks", "The benchmarks", caption, columns, rows)
 
 
@@ -39,7 +44,8 @@ def _task_row(across: Across, results: Results, zero: float) -> tuple[Cell, ...]
         Cell(benchmark(results)),
         Cell(primary_name(results)),
         Cell(items or None),
-        Cell(results.training.get("steps")),
+        Cell("seconds" if results.time_matched else "steps"),
+        Cell(_steps(across, results)),
         Cell(results.training.get("batch_size")),
         Cell(span(results.points(label) for label in across.labels)),
         Cell(span(len(across.scores(label)[benchmark(results)]) for label in across.labels)),
@@ -47,6 +53,12 @@ def _task_row(across: Across, results: Results, zero: float) -> tuple[Cell, ...]
         Cell(f"±{in_points(results.margin)}"),
         Cell(str(results.suite.get("name", ""))),
     )
+
+
+def _steps(across: Across, results: Results) -> str:
+    """Of all methods, where seconds were matched; else those of the suite."""
+    own = [steps for label in across.labels if (steps := results.steps(label))] if results.time_matched else []
+    return span(own) if own else "" if results.length is None else str(results.length)
 
 
 def left_out_table(across: Across) -> Table:

@@ -164,6 +164,38 @@ def test_a_method_that_lacks_a_benchmark_is_left_out_by_name(tmp_path: Path) -> 
     assert [row[0].value for row in all_tables(found)["left_out"].rows] == ["dora", "milora", "full"]
 
 
+def test_benchmarks_that_were_not_run_alike_are_named(tmp_path: Path, known: Across) -> None:
+    def timed(described: Any, records: list[samples.Record]) -> None:
+        described["match"] = "seconds"
+        for record in records:
+            record["run"]["training"] = {
+                "steps": {"lora": 60, "pissa": 40, "probe": 90}[record["run"]["method"]["name"]]
+            }
+
+    found = across(two(tmp_path / "timed", timed))
+    assert "Careful: the benchmarks were not run alike: what is matched, steps or seconds differs." in opening(found)
+    table = all_tables(found)["tasks"]
+    place = [column.key for column in table.columns].index("matched")
+    assert [[cell.value for cell in row[place : place + 2]] for row in table.rows] == [
+        ["steps", "60"],
+        ["seconds", "40 to 90"],
+    ]
+    assert "but steps where seconds were matched" in table.caption
+    assert all_tables(known)["tasks"].caption.endswith("within one they are the same for all methods.")
+    assert not any("not run alike" in sentence for sentence in opening(known))
+
+    def searched(described: Any, _records: Any) -> None:
+        described["protocol"] |= {"trials": 3, "space": {"lr": [1e-3, 1e-1, "log"], "rank": [4, 8]}}
+
+    def raced(described: Any, _records: Any) -> None:
+        described["protocol"] |= {"points": 4, "racing": 2}
+
+    for name, change, what in (("space", searched, "what is searched"), ("race", raced, "whether and how learning")):
+        said = [s for s in opening(across(two(tmp_path / name, change))) if "not run alike" in s]
+        assert len(said) == 1
+        assert what in said[0]
+
+
 # ---- what is refused ------------------------------------------------------------------------------------------------
 
 
