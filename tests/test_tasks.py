@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from rich.console import Console
 
 import tasks
+from commands import shared
 from tests.evaluation.tiny import ROOT, make_model, make_suite, svdbench
 
 
@@ -73,7 +73,7 @@ def verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
     def run(*arguments: str) -> Said:
         monkeypatch.setattr(sys, "argv", ["svdbench", *arguments])
-        monkeypatch.setattr(tasks, "console", Console(width=200))
+        monkeypatch.setattr(shared.console, "width", 200)
         with pytest.raises(SystemExit) as stopped:
             tasks.main()
         return Said(stopped.value.code or 0, *capsys.readouterr())

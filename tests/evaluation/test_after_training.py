@@ -12,11 +12,11 @@ from typing import Any
 import peft
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 import tasks
+from commands import shared
 from evaluation import kept as kept_module
 from evaluation.benchmarks import load_benchmark
 from evaluation.clock import Clock
@@ -74,7 +74,7 @@ def verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
     def run(*arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["svdbench", *map(str, arguments)])
-        monkeypatch.setattr(tasks, "console", Console(width=200))
+        monkeypatch.setattr(shared.console, "width", 200)
         code: object = 0
         try:
             tasks.main()

@@ -10,12 +10,12 @@ from typing import ClassVar, NamedTuple
 
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
 import tasks
 import variants as _  # noqa: F401  registers the methods
+from commands import shared
 from evaluation.architectures import Architecture, architecture, layers
 from evaluation.listing import in_bytes
 from evaluation.sizes import size_of, sizes
@@ -180,7 +180,7 @@ class Said(NamedTuple):
 def params(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
     def run(*arguments: str) -> Said:
         monkeypatch.setattr(sys, "argv", ["svdbench", "params", *arguments])
-        monkeypatch.setattr(tasks, "console", Console(width=120))
+        monkeypatch.setattr(shared.console, "width", 120)
         with pytest.raises(SystemExit) as stopped:
             tasks.main()
         return Said(int(stopped.value.code or 0), *capsys.readouterr())

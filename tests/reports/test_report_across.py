@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -13,10 +12,10 @@ from typing import Any
 import altair as alt
 import pytest
 import report_samples as samples
-from rich.console import Console
 from test_report_page import Elements
 
 import tasks
+from commands import shared
 from reports import UnusableResults, write_across
 from reports.across import Across, across
 from reports.across.aggregates import aggregates, ranking
@@ -412,7 +411,7 @@ def test_the_command_line_writes_it_where_it_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = [str(path) for path in two(tmp_path)]
-    monkeypatch.setattr(tasks, "console", Console(file=(screen := io.StringIO()), width=120))
+    monkeypatch.setattr(shared.console, "width", 120)
     monkeypatch.chdir(tmp_path)
 
     def report(*arguments: str) -> int:
@@ -423,7 +422,7 @@ def test_the_command_line_writes_it_where_it_is_told(
 
     assert report(*folders) == 0
     assert (tmp_path / "results" / "across" / "report.html").is_file()
-    assert "pissa is better than lora on 1 of 2 benchmarks" in screen.getvalue()
+    assert "pissa is better than lora on 1 of 2 benchmarks" in " ".join(capsys.readouterr().out.split())
     assert report(*folders, "--out", "out") == 0
     assert (tmp_path / "out" / "table.csv").is_file()
     assert report(*folders, "--out", folders[1]) == 2

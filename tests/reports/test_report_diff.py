@@ -26,7 +26,7 @@ from report_samples import (
 from rich.console import Console
 from scipy.stats import ttest_ind
 
-import tasks
+from commands import comparing, shared
 from reports import Results, UnusableResults, load
 from reports.difference import Differences, MethodDifference, differences, welch_difference
 from reports.difference_tables import as_json, markdown, sentences, terminal
@@ -335,17 +335,17 @@ def test_hostile_labels_stay_text(tmp_path: Path) -> None:
 
 
 def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "console", Console(width=200))
+    monkeypatch.setattr(shared.console, "width", 200)
     records = copy.deepcopy(all_records())
     for record in records:
         shifted("pissa", 0.05, also=0.002)(record)
     a, b = write_folder(tmp_path / "a", all_records()), write_folder(tmp_path / "b", records)
-    tasks.diff(a, b, out=tmp_path / "diff.md", as_json=False)
+    comparing.diff(a, b, out=tmp_path / "diff.md", as_json=False)
     said = capsys.readouterr().out
     assert "Better in B beyond noise: pissa" in said
     assert f"B is {b}" in said.replace("\n", "")
     assert (tmp_path / "diff.md").read_text().startswith("# What changed from A to B")
-    tasks.diff(a, b, out=None, as_json=True)
+    comparing.diff(a, b, out=None, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert [m["verdict"] for m in found["methods"] if m["label"] == "pissa"] == ["better"]
     assert found["a"] == str(a)
@@ -356,4 +356,4 @@ def test_a_folder_without_its_files_is_refused(tmp_path: Path, lost: str) -> Non
     a, b = (write_folder(tmp_path / name, all_records()) for name in "ab")
     (b / lost).unlink()
     with pytest.raises(UnusableResults, match=f"{lost} is missing"):
-        tasks.diff(a, b, out=None, as_json=False)
+        comparing.diff(a, b, out=None, as_json=False)
