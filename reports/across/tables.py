@@ -8,7 +8,7 @@ from itertools import chain
 from reports.across.aggregates import Aggregate, aggregates, enough_seeds, ranks_by_task
 from reports.across.folders import Across, benchmark
 from reports.across.normalised import Scale, scale
-from reports.across.task_tables import BENCHMARK, left_out_table, tasks_table
+from reports.across.task_tables import BENCHMARK, left_out_table, methods_as_run, tasks_table
 from reports.comparing import best_method, comparisons
 from reports.metrics import primary_name
 from reports.records import Results
@@ -28,7 +28,6 @@ from reports.tables import (
     comparison_cells,
     difference_column,
     mean_cell,
-    methods_table,
     remark_texts,
 )
 
@@ -41,7 +40,7 @@ def all_tables(across: Across) -> dict[str, Table]:
         verdicts_table,
         tasks_table,
         left_out_table,
-        lambda across: methods_table(across.results[0]),
+        methods_as_run,
     )
     made = (make(across) for make in makers)
     return {table.key: table for table in made if table.rows}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from reports.across.folders import Across, benchmark
 from reports.across.normalised import scale
 from reports.metrics import primary_name
 from reports.records import Results
-from reports.table import Cell, Column, Table, count, text, with_half
-from reports.tables import METHOD, POINTS, in_points
+from reports.table import EMPTY, Cell, Column, Table, count, text, with_half
+from reports.tables import METHOD, POINTS, in_points, methods_table
 from reports.words import listed, span
 
 BENCHMARK = Column("benchmark", "benchmark", text, align="left", place="terminal")
@@ -59,6 +61,21 @@ def _steps(across: Across, results: Results) -> str:
     """Of all methods, where seconds were matched; else those of the suite."""
     own = [steps for label in across.labels if (steps := results.steps(label))] if results.time_matched else []
     return span(own) if own else "" if results.length is None else str(results.length)
+
+
+def methods_as_run(across: Across) -> Table:
+    """The methods with every hyperparameter; for each benchmark where a search chose some of them on one."""
+    tables = [methods_table(results) for results in across.results]
+    if not any(results.space for results in across.results):
+        return tables[0]
+    columns = {column.key: column for table in tables for column in table.columns}
+    rows = [
+        (Cell(task), *(dict(zip((c.key for c in table.columns), row, strict=True)).get(key, EMPTY) for key in columns))
+        for task, table in zip(across.tasks, tables, strict=True)
+        for row in table.rows
+    ]
+    caption = f"What a search chose of the hyperparameters may differ between benchmarks. {tables[0].caption}"
+    return replace(tables[0], caption=caption, columns=(BENCHMARK, *columns.values()), rows=tuple(rows))
 
 
 def left_out_table(across: Across) -> Table:

@@ -195,6 +195,27 @@ def test_benchmarks_that_were_not_run_alike_are_named(tmp_path: Path, known: Acr
         assert what in said[0]
 
 
+def test_methods_are_shown_as_each_benchmark_chose_them(tmp_path: Path, known: Across) -> None:
+    def chose(rank: int) -> Change:
+        def change(described: Any, records: list[samples.Record]) -> None:
+            described["protocol"] |= {"trials": 3, "space": {"lr": [1e-3, 1e-1, "log"], "rank": [4, 8, 16]}}
+            for record in records:
+                if record["run"]["method"]["name"] == "pissa":
+                    record["run"]["method"] = {"name": "pissa", "hyperparameters": {"rank": rank}}
+
+        return change
+
+    found = across([write_task(tmp_path, "first", FIRST, chose(4)), write_task(tmp_path, "second", SECOND, chose(16))])
+    table = all_tables(found)["methods"]
+    rows = [[cell.value for cell in row[:4]] for row in table.rows]
+    assert [row for row in rows if row[1] == "pissa"] == [
+        ["first", "pissa", "pissa", "rank = 4"],
+        ["second", "pissa", "pissa", "rank = 16"],
+    ]
+    assert table.caption.startswith("What a search chose of the hyperparameters may differ between benchmarks.")
+    assert [row[0].value for row in all_tables(known)["methods"].rows] == ["lora", "pissa", "probe"]
+
+
 # ---- what is refused ------------------------------------------------------------------------------------------------
 
 
