@@ -14,7 +14,7 @@ from reports.metrics import primary_name
 from reports.records import Results
 from reports.render import escape_markdown
 from reports.rounding import significant
-from reports.space import beside_the_rate, ranges, searched_of, values
+from reports.space import beside_the_rate, ranges, searched_of, shown, tried, values
 from reports.table import Cell, Column, Table, count, learning_rate, plain, text
 from reports.tables import METHOD
 from reports.words import MANY, listed, span
@@ -103,7 +103,9 @@ def _beside(results: Results, label: str) -> tuple[Cell, ...]:
     searched, finals = searched_of(results, label), results.of(label, "final")
     absent = [name for name in beside_the_rate(results) if name not in searched] if results.of(label, "search") else []
     chosen = values(results, finals[0]) if finals else ""
-    return (Cell(ranges(results, searched)), Cell(chosen), Cell(", ".join(absent)))
+    same = [f"{name} {shown(*found)}" for name in searched if len(found := tried(results, label, name)) == 1]
+    always = f" (always drawn: {listed(same)})" if same else ""
+    return (Cell(ranges(results, searched) + always), Cell(chosen), Cell(", ".join(absent)))
 
 
 def _numbers(results: Results) -> str:

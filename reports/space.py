@@ -27,9 +27,27 @@ def beside_the_rate(results: Results) -> list[str]:
 
 
 def searched_of(results: Results, label: str) -> list[str]:
-    """What of the space, beside the rate, differs between the method's trials."""
-    runs = results.of(label, "search")
-    return [name for name in beside_the_rate(results) if len({str(value_of(run, name)) for run in runs}) > 1]
+    """What of the space, beside the rate, the method has, whether or not its trials happen to differ in it."""
+    return [name for name in beside_the_rate(results) if _has(results, label, name)]
+
+
+def _has(results: Results, label: str, name: str) -> bool:
+    """A hyperparameter is in the runs of the methods that have it. A training setting is in all runs: one that means
+    nothing to the method stays as the suite gives it while the same trials of other methods differ in it."""
+    if any(name in (run.record["run"]["method"].get("hyperparameters") or {}) for run in results.of(label, "search")):
+        return True
+    own = tried(results, label, name)
+    if own != [(results.suite.get("training") or {}).get(name)]:
+        return bool(own)
+    return not any(len(tried(results, other, name)) > 1 for other in results.labels)
+
+
+def tried(results: Results, label: str, name: str) -> list[Any]:
+    """The different values that the method's trials have."""
+    found: list[Any] = []
+    for value in (value_of(run, name) for run in results.of(label, "search")):
+        found += [value] if value is not None and value not in found else []
+    return found
 
 
 def value_of(run: ScoreRun, name: str) -> Any:

@@ -102,6 +102,28 @@ def test_the_search_space_shows_ranges_choices_and_what_is_left_out(tmp_path: Pa
     assert rows["probe"]["left_out"] == "rank, head_lr"
 
 
+def test_what_was_never_drawn_differently_is_still_of_the_method(tmp_path: Path) -> None:
+    """Both trials have the same alpha and warm-up, by chance."""
+    described = samples.suite(("lora", "pissa"), seeds=2)
+    described["protocol"] |= {
+        "trials": 2,
+        "space": {"lr": [1e-3, 1e-1, "log"], "alpha": [8, 16], "warmup": [0.0, 0.1]},
+    }
+    described["training"] = {"steps": 60, "warmup": 0.06}
+    made = []
+    for label in ("lora", "pissa"):
+        for lr in (1e-3, 5e-3):
+            one = samples.score_record(label, "search", lr, 0, 0.5 + lr)
+            one["run"]["training"] = {"steps": 60, "warmup": 0.1}
+            if label == "lora":
+                one["run"]["method"] = {"name": "lora", "hyperparameters": {"rank": 8, "alpha": 8}}
+            made.append(one)
+    results = load(samples.write_folder(tmp_path, made, described))
+    rows = {row[0].value: [cell.value for cell in row[-3:]] for row in search_space_table(results).rows}
+    assert rows["lora"] == ["alpha 8 or 16; warmup 0 or 0.1 (always drawn: alpha 8 and warmup 0.1)", "", ""]
+    assert rows["pissa"] == ["warmup 0 or 0.1 (always drawn: warmup 0.1)", "", "alpha"]
+
+
 def test_methods_are_shown_as_the_final_runs_had_them(tmp_path: Path) -> None:
     row = [cell.value for cell in methods_table(searched(tmp_path)).rows[0]]
     assert row[2:4] == ["rank = 32, alpha = 16.0", 32000]
