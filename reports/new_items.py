@@ -43,7 +43,7 @@ def held(results: Results, judged: Mapping[Pair, Comparison]) -> dict[Pair, Held
             over these pairs; practical equality holds if the interval lies within the margin, Bonferroni-corrected.
     """
     scores = {label: item_scores(results, label) for label in results.labels}
-    if len({len(items) for runs in scores.values() for items in runs.values()}) > 1:
+    if not _same_items(results):
         return {}  # of more than one version of the data: items do not pair
     found = {(a, b): d for a, b in judged if (d := paired_items(scores[a], scores[b], level(results))) is not None}
     adjusted = holm({pair: difference.p for pair, difference in found.items()})
@@ -60,6 +60,14 @@ def held(results: Results, judged: Mapping[Pair, Comparison]) -> dict[Pair, Held
             same_side = (difference.mean > 0) == (verdict == "better")
             words[pair] = HOLDS if same_side and adjusted[pair] < 1 - level(results) else OPEN
     return {pair: Held(difference, words[pair]) for pair, difference in found.items()}
+
+
+def _same_items(results: Results) -> bool:
+    """Have all final runs with a score answered the same items in the same order? By id where they are recorded."""
+    finals = (run for label in results.labels for run in results.of(label, "final") if run.score("primary") is not None)
+    items = [found for run in finals if (found := run.measures["score"].get("items"))]
+    asked = [found.get("id") or list(range(len(found["gold"]))) for found in items]
+    return all(one == asked[0] for one in asked)
 
 
 def _within(difference: Difference | None, margin: float) -> bool:

@@ -99,6 +99,19 @@ def test_a_verdict_of_the_other_side_does_not_hold(tmp_path, methods):
     assert found["full", "lora"].word == "open"
 
 
+@pytest.mark.parametrize("change", [lambda ids: ids[::-1], lambda ids: [*ids[1:], 999], lambda ids: ids[:-1]])
+def test_items_that_are_not_the_same_do_not_pair(tmp_path, methods, change):
+    """In another order, with another one, or fewer: by place every one would be compared with another."""
+    found = [record(label, seed, right) for label, runs in methods.items() for seed, right in runs.items()]
+    items = found[-1]["measures"]["score"]["items"]
+    items["id"] = change(items["id"])
+    for name in ("gold", "predicted"):
+        items[name] = items[name][: len(items["id"])]
+    results = load(samples.write_folder(tmp_path, found, samples.suite(methods, seeds=8)))
+    assert new_items_sentence(results) == ""
+    assert held(results, {("full", "lora"): Comparison(None, "better")}) == {}
+
+
 def test_correlations_are_not_means_over_items(tmp_path, methods):
     found = [record(label, seed, right) for label, runs in methods.items() for seed, right in runs.items()]
     for one in found:
