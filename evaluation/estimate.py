@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from statistics import median
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from variants.core import create
 def estimate(plan: Plan, records: dict[str, Record], workers: int) -> tuple[list[dict[str, Any]], float]:
     """What a plan would still run, a row for each method and stage, and the seconds it would take.
 
-    The seconds come from timing a few steps of every method on the real model and data.
+    The seconds come from timing a few steps of every method on the real model and data. ``tokens``, the same in every
+    row, is the median length of the training texts.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -29,6 +31,7 @@ def estimate(plan: Plan, records: dict[str, Record], workers: int) -> tuple[list
         bench = Workbench(plan.suite.model, plan.suite.benchmark, torch.device(plan.device))
         bench.check(plan.suite)
         probes = {entry.label: _seconds_of_runs(plan, entry, bench) for entry in plan.suite.methods}
+        texts = median(len(row) for row in bench.data(plan.suite.training.max_length, plan.suite.limit).train.tokens)
     finally:
         torch.set_num_threads(threads)
     rows, total = [], 0.0
@@ -37,7 +40,8 @@ def estimate(plan: Plan, records: dict[str, Record], workers: int) -> tuple[list
         seconds = _seconds(paced, probes, tally)
         total += seconds / (1 if tally.stage == "speed" else workers)
         label = "all" if tally.entry is None else tally.entry.label
-        rows.append({"method": label, "stage": tally.stage, "runs": tally.left, "done": tally.done, "seconds": seconds})
+        row = {"method": label, "stage": tally.stage, "runs": tally.left, "done": tally.done, "seconds": seconds}
+        rows.append(row | {"tokens": texts})
     return rows, total
 
 

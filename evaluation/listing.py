@@ -13,8 +13,10 @@ from evaluation.display import duration
 from evaluation.protocol import Plan
 from evaluation.sizes import Sizes
 from evaluation.space import owned
-from evaluation.spec import Entry, Record, ScoreRun
+from evaluation.spec import Entry, Record, ScoreRun, Suite
 from evaluation.strategies import strategy
+
+ALIKE = 1.5  # a factor between the lengths of timed rows and of texts that is not worth a word
 
 
 def rows_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -48,8 +50,7 @@ def _setting(plan: Plan, row: Mapping[str, Any]) -> str:
     """What varies within one row of the plan."""
     suite = plan.suite
     if row["stage"] == "speed" and suite.speed:
-        first = ", first: they decide the steps of each method" if suite.match == "seconds" else ""
-        return f"{suite.speed.rounds} interleaved rounds{first}"
+        return f"{suite.speed.rounds} interleaved rounds{_pace(suite, suite.speed.tokens, row)}"
     if row["stage"] == "quantised" and suite.quantised:
         return f"ranks {', '.join(map(str, suite.quantised.ranks))}"
     entry = next(e for e in suite.methods if e.label == row["method"])
@@ -59,6 +60,16 @@ def _setting(plan: Plan, row: Mapping[str, Any]) -> str:
     rate = "the best setting" if suite.searched else rate
     seeds, cap = suite.seeds_of(entry), suite.protocol.max_seeds
     return f"seed{'s 1 to' if seeds > 1 else ''} {seeds} at {rate}{f' (up to {cap})' if cap else ''}"
+
+
+def _pace(suite: Suite, timed: int, row: Mapping[str, Any]) -> str:
+    """What the speed run decides where seconds are matched; with a word if its rows are not about as long as texts."""
+    if suite.match == "steps":
+        return ""
+    texts = round(row.get("tokens", timed))
+    far = not texts / ALIKE <= timed <= texts * ALIKE
+    advice = f"; timed on rows of {timed} tokens, while the median text has {texts}: write speed.tokens = {texts}"
+    return f", first: they decide the steps of each method{advice if far else ''}"
 
 
 def _tried(plan: Plan, entry: Entry) -> str:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from evaluation.engines.local import seconds_left
+from evaluation.listing import plan_table
 from evaluation.pace import FEWEST, matched_steps
 from evaluation.protocol import Plan
 from evaluation.spec import (
@@ -172,6 +173,19 @@ def test_other_times_are_other_runs() -> None:
     kept = {key(run) for run in one} & {key(run) for run in two}
     moved = {run.method.name for run in one if isinstance(run, ScoreRun) and key(run) not in kept}
     assert moved == {"dora"}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"), [(16, ""), (12, ""), (60, "the median text has 60: write speed.tokens = 60")]
+)
+def test_a_plan_says_if_steps_are_timed_on_rows_of_another_length(tokens: int, said: str) -> None:
+    """The speed run's have 16."""
+    row = {"method": "all", "stage": "speed", "runs": 1, "done": 0, "seconds": 1.0, "tokens": tokens}
+    (shown,) = plan_table(timed(), [row]).columns[2].cells
+    assert said in str(shown)
+    assert ("timed on rows of 16 tokens" in str(shown)) == bool(said)
+    (equal,) = plan_table(timed("steps"), [row]).columns[2].cells
+    assert str(equal).endswith("interleaved rounds")
 
 
 def test_equal_steps_are_what_they_were() -> None:
