@@ -388,7 +388,7 @@ def saved_by(model: nn.Module, rows: int, in_: int) -> int:
 
 
 def test_saved_bytes_by_hand():
-    rows, in_, out, rank = 10, 6, 4, 2
+    rows, in_, out, rank = 10, 60, 40, 2
     frozen = One(in_, out).requires_grad_(False)
     assert saved_by(frozen, rows, in_) == 0  # the gradient of the input needs the weight alone
     assert saved_by(One(in_, out), rows, in_) == 4 * rows * in_  # that of the weight needs the input

@@ -13,7 +13,7 @@ from evaluation.benchmarks import Benchmark, Example
 from evaluation.data import task_loss, tokenise
 from evaluation.execute import execute
 from evaluation.measures.score import matthews, pearson, primary, score
-from evaluation.protocol import chosen_rate
+from evaluation.search import Setting, best_setting, outcomes
 from evaluation.spec import Calibration, Merging, key
 from reports import write_report
 from tests.evaluation import toy
@@ -91,10 +91,16 @@ def test_rates_are_chosen_by_the_primary_measure(bench):
     for run, value in zip(runs, (0.9, 0.2), strict=True):
         found = records[key(run)].measures["score"]
         found |= {"spearman": value, "pearson": 1 - value, "accuracy": 1 - value}
-    assert chosen_rate(runs, records) == 1e-3
+    tried = [(Setting(run.lr), [run]) for run in runs]
+
+    def chosen() -> float | None:
+        setting = best_setting(outcomes(tried, records) or ())
+        return None if setting is None else setting.lr
+
+    assert chosen() == 1e-3
     for record in records.values():
         record.measures["score"]["metric"] = "pearson"
-    assert chosen_rate(runs, records) == 1e-2
+    assert chosen() == 1e-2
 
 
 def test_a_report_is_about_the_correlation(bench, tmp_path):

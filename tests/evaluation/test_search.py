@@ -133,13 +133,13 @@ def test_every_search_is_built_once_a_call(monkeypatch: pytest.MonkeyPatch) -> N
     p = plan(("lora", "pissa", "probe"), protocol=Protocol(points=3, seeds=2, max_seeds=8), speed=None)
     known = by_key(*(record(run) for run in p.runs({}) if isinstance(run, ScoreRun)))
     built: list[str] = []
-    searched = Plan.searched
+    search = Plan.search
 
     def counted(self: Plan, entry: Entry, records: Mapping[str, Record]) -> Search:
         built.append(entry.label)
-        return searched(self, entry, records)
+        return search(self, entry, records)
 
-    monkeypatch.setattr(Plan, "searched", counted)
+    monkeypatch.setattr(Plan, "search", counted)
     for ask in (p.runs, p.tallies, p.seeds):
         built.clear()
         ask(known)
