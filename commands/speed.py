@@ -35,6 +35,7 @@ def bench(
     out: Annotated[Path | None, typer.Option(help="Folder for a report page with tables and figures.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the numbers.")] = None,
     baseline: Annotated[Path | None, typer.Option(help="Earlier --json file: exit 1 if a ratio got worse.")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the blocks of every model.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Only say what each fast path chooses.")] = False,
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
@@ -51,7 +52,8 @@ def bench(
     earlier = None if baseline is None else result.read(baseline)
     if json_file is not None and not json_file.parent.is_dir():
         raise Unusable(f"--json {json_file}: there is no folder {json_file.parent}")
-    base, settings = prepared(model, methods, shape, rounds, threads, rank, targets.split(","), starts, earlier)
+    where = targets.split(",")
+    base, settings = prepared(model, methods, shape, rounds, threads, rank, where, starts, compile, earlier)
     if explain:
         listing(explained(base, settings), as_json=False)
         return

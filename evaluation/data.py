@@ -158,6 +158,13 @@ def training_batches(split: Split, batch_size: int, seed: int) -> Iterator[list[
             yield batches[k].tolist()
 
 
+def extremes(split: Split, batches: Sequence[Sequence[int]]) -> tuple[Sequence[int], ...]:
+    """The batches of the fewest and of the most tokens a row: what depends on the length is seen at its ends."""
+    width = [max(len(split.tokens[i]) for i in rows) for rows in batches]
+    narrow, wide = width.index(min(width)), width.index(max(width))
+    return (batches[narrow],) if width[narrow] == width[wide] else (batches[narrow], batches[wide])
+
+
 def evaluation_batches(split: Split, batch_size: int = 64) -> list[list[int]]:
     """Index lists that cover the split once, rows of similar length together."""
     order = sorted(range(len(split)), key=lambda i: (len(split.tokens[i]), i))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from evaluation.clock import Clock
+from evaluation.compiling import compiled
 from evaluation.data import training_batches
 from evaluation.execute import Workbench
 from evaluation.measures.curvature import PRODUCTS
@@ -83,10 +84,14 @@ def _seconds_of_runs(plan: Plan, entry: Entry, bench: Workbench) -> dict[str, fl
         model = Classifier(encoder, bench.base.hidden, data.classes, 0).to(bench.device)
         trainer = Trainer(model, variant, training, 1e-9, clock)
         batches = training_batches(data.train, training.batch_size, 0)
-        for i in range(5):
-            trainer.step(data.train.batch(next(batches)).to(bench.device))
-            if i == 1:  # the first steps also warm up
-                trainer.clock = clock = Clock(bench.device)
+        with compiled(encoder, training.compile, bench.device):
+            if training.compile:
+                trainer.rehearse([data.train.batch(next(batches)).to(bench.device)])
+                attached += clock.seconds()["compile"]
+            for i in range(5):
+                trainer.step(data.train.batch(next(batches)).to(bench.device))
+                if i == 1:  # the first steps also warm up
+                    trainer.clock = clock = Clock(bench.device)
         logits(model, data.validation.head(64), evaluation, bench.device)
     step = sum(clock.seconds().values()) / 3
     item = sum(evaluation.seconds().values()) / min(64, len(data.validation))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from evaluation.benchmarks import load_benchmark
 from evaluation.benchmarks.splits import unseen
 from evaluation.calibration import Statistics, calibrate, digest
 from evaluation.clock import Clock
-from evaluation.data import Data, Split, axis_seed, tokenise, training_batches
+from evaluation.compiling import check_compiler, compiled
+from evaluation.data import Data, Split, axis_seed, extremes, tokenise, training_batches
 from evaluation.digests import source_digest
 from evaluation.kept import keep
 from evaluation.machine import environment
@@ -32,7 +34,19 @@ from evaluation.measures.speed import speed
 from evaluation.measures.start import start
 from evaluation.models import Base, load_base
 from evaluation.mounting import mounted
-from evaluation.spec import Axis, Calibration, QuantisedRun, Record, Run, ScoreRun, SpeedRun, Suite, Unusable, key
+from evaluation.spec import (
+    Axis,
+    Calibration,
+    QuantisedRun,
+    Record,
+    Run,
+    ScoreRun,
+    SpeedRun,
+    Suite,
+    Training,
+    Unusable,
+    key,
+)
 from evaluation.training import Classifier, Diverged, Trainer, logits, seeded
 from variants.core import Refused, Variant, create, method
 
@@ -97,18 +111,30 @@ class Workbench:
         """Puts every method of a suite on the model and takes it off again.
 
         Raises:
-            Unusable: one of them cannot work here, or the texts of forgetting cannot be had or are too few.
+            Unusable: one of them cannot work here, or the texts of forgetting cannot be had or are too few, or
+                nothing can be compiled where that is asked for.
         """
+        if suite.training.compile:
+            check_compiler(self.device)
         if suite.spectrum and suite.spectrum.text:
             self._other_texts(suite.spectrum.text)
         for entry in suite.methods:
             try:
                 variant, where = create(entry.method.name, entry.method.hyperparameters), suite.layers_of(entry)
                 stats = self.sample(variant, where)
-                with mounted(self.base.encoder, variant, where, 0, suite.training.adapter_dropout, stats):
-                    pass
+                dropout = suite.training.adapter_dropout
+                with mounted(self.base.encoder, variant, where, 0, dropout, stats) as encoder:
+                    if suite.training.compile:
+                        self._check_compiles(encoder, variant, suite.training)
             except Refused as error:
                 raise Unusable(f"{entry.label}: {error}") from error
+
+    def _check_compiles(self, encoder: nn.Module, variant: Variant, training: Training) -> None:
+        """Traces the graphs of a step, which are then not compiled: that takes a moment, and finds what cannot be."""
+        batch = random_batch(2, 8, self.base.encoder, classes=2).to(self.device)
+        model = Classifier(encoder, self.base.hidden, 2, seed=0).to(self.device)
+        with compiled(encoder, True, self.device, backend="eager"):
+            Trainer(model, variant, training, 1e-5, Clock(self.device)).rehearse([batch])
 
     def sample(self, variant: Variant, where: tuple[str, ...]) -> Statistics:
         """What a method needs to be tried out: statistics of made-up tokens; empty where it needs none."""
@@ -255,12 +281,15 @@ def _train(
     curve: CurveWatch | None,
 ) -> None:
     trainer = Trainer(model, variant, run.training, run.lr, clock)
-    batches = training_batches(data.train, run.training.batch_size, seed_of(run, "data order"))
+    endless = training_batches(data.train, run.training.batch_size, seed_of(run, "data order"))
+    batches = list(islice(endless, run.training.steps))
     if watch:
         watch.at(model.encoder, 0)
-    with seeded(seed_of(run, "dropout"), device):
-        for step in range(1, run.training.steps + 1):
-            losses.append(trainer.step(data.train.batch(next(batches)).to(device)))
+    with compiled(model.encoder, run.training.compile, device), seeded(seed_of(run, "dropout"), device):
+        if run.training.compile:
+            trainer.rehearse(data.train.batch(rows).to(device) for rows in extremes(data.train, batches))
+        for step, rows in enumerate(batches, 1):
+            losses.append(trainer.step(data.train.batch(rows).to(device)))
             if watch:
                 watch.at(model.encoder, step)
             if curve:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from evaluation.clock import Clock
+from evaluation.compiling import refusing, step_begins
 from evaluation.data import Batch, Split, evaluation_batches, task_loss
 from evaluation.peers import states_of, train_branches
 from evaluation.spec import Training
@@ -88,6 +89,8 @@ class Trainer:
             Diverged: loss or gradient norm is not finite, and the parameters are left as they were; or the method's
                 own arithmetic failed after the step.
         """
+        if self.training.compile:
+            step_begins(batch.labels.device)
         with self.clock("forward"):
             loss, objective = self.losses(batch)
         with self.clock("backward"):
@@ -112,6 +115,20 @@ class Trainer:
         with self.clock("optimiser"):
             self.optimiser.zero_grad()
         return value
+
+    def rehearse(self, batches: Iterable[Batch]) -> None:
+        """Goes forward and backward through the batches, so that a compiled model is compiled for what is like them.
+        Nothing remains of it: no step is taken, and random numbers are put back.
+
+        Raises:
+            Refused: the method cannot be compiled.
+        """
+        for batch in batches:
+            device = batch.labels.device
+            with self.clock("compile"), seeded(0, device), refusing(self.variant.name):
+                step_begins(device)
+                self.losses(batch)[1].backward()
+                self.optimiser.zero_grad()
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The task loss, and what is minimised: the task loss with the method's penalty."""

@@ -41,9 +41,10 @@ def sentences(bench: Json) -> list[str]:
     known = "; ".join(f"{s['rows']} x {s['tokens']}: ±{100 * float(s['noise']):.1f} %" for s in bench["shapes"])
     places = f"rank {bench['rank']} on {', '.join(bench['where'])} linear layers"
     counted = f"{threads} thread{'s' if threads > 1 else ''}"
+    how = ", blocks compiled" if bench.get("compile") else ""
     out = {label: why.removeprefix(f"{label}: ") for label, why in bench["left_out"].items()}
     return [
-        f"{bench['model']}, {places}; {counted}; {machine}{of}.",
+        f"{bench['model']}, {places}; {counted}{how}; {machine}{of}.",
         f"Noise, as the floor's ratio with itself: {known}.",
         *(f"{label} was left out: {why}" for label, why in out.items()),
     ]

@@ -77,13 +77,15 @@ def _caption(bench: Json, shape: Json) -> str:
 
 def costs_table(bench: Json) -> Table:
     """A row for each method and each of PEFT's: seconds of what is done once."""
-    columns = (METHOD, *(Column(f"{what}_seconds", what, digits(2, MILLI), "ms") for what in ONCE))
+    once = (*ONCE, "compile") if bench.get("compile") else ONCE
+    columns = (METHOD, *(Column(f"{what}_seconds", what, digits(2, MILLI), "ms") for what in once))
     found = bench["costs"]
     ordered = [each for label in labels(bench) for each in (label, PEFT + label) if each in found]
-    rows = tuple((Cell(label), *(Cell(found[label][what]) for what in ONCE)) for label in ordered)
+    rows = tuple((Cell(label), *(Cell(found[label][what]) for what in once)) for label in ordered)
     caption = (
         "Measured once, or three times if short: orders of magnitude, without an interval. Init: attaching, with the "
         "start computed. Attach: again, with decompositions found in the cache. Load: onto a stock base."
+        + (" Compile: on a first batch, forward and backward." if bench.get("compile") else "")
     )
     return Table("costs", "What is done once", caption, columns, rows)
 

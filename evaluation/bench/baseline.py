@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from evaluation.bench.result import Bench, Interval
 from evaluation.spec import Unusable
 
-ALIKE = ("model", "digest", "where", "rank", "threads")
+ALIKE = ("model", "digest", "where", "rank", "threads", "compile")
 RULE = "worse: the intervals do not overlap, and the medians differ by more than the noise of each measurement"
 
 

@@ -26,6 +26,7 @@ def prepared(
     rank: int,
     where: Sequence[str],
     starts: bool,
+    compile: bool,
     earlier: Bench | None,
 ) -> tuple[Base, Settings]:
     """The base, and what is measured on it; zeros choose. ``methods``: ``usual``, ``all``, or separated by commas.
@@ -38,12 +39,12 @@ def prepared(
         raise Unusable(f"--rounds {rounds}: an interval takes at least 6 rounds; 0 chooses by the size of the batch")
     sets = {"usual": usual(), "all": known()}
     names = tuple(sets.get(methods) or (name.strip() for name in methods.split(",") if name.strip()))
-    settings = Settings(names, chosen, threads or cores(), rounds or None, rank, tuple(where), starts)
+    settings = Settings(names, chosen, threads or cores(), rounds or None, rank, tuple(where), starts, compile=compile)
     settings.entries()  # before the model is loaded, which takes a while
     base = load_base(model)
     check(base, settings)
     if earlier is not None:
-        about = {"where": settings.where, "rank": rank, "threads": settings.threads}
+        about = {"where": settings.where, "rank": rank, "threads": settings.threads, "compile": compile}
         check_alike(earlier, about | {"model": base.name, "digest": base.digest})
     return base, settings
 

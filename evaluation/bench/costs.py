@@ -33,7 +33,7 @@ def costs(contestant: Contestant, base: nn.Module, where: Sequence[str], folder:
     measure = _peers_costs if is_peer(model) else _our_costs
     with warnings.catch_warnings(action="ignore"):  # of PEFT about rounding in its merges
         found = measure(model, variant, base, list(where), folder)
-    return Costs(init=contestant.init_seconds, **found)
+    return Costs(init=contestant.init_seconds, compile=contestant.compile_seconds, **found)
 
 
 def _our_costs(

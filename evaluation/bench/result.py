@@ -57,6 +57,7 @@ class Costs(_Part):
     unmerge: float | None
     save: float | None
     load: float | None
+    compile: float | None = None
 
 
 class Start(_Part):
@@ -76,6 +77,7 @@ class Bench(_Part):
     where: tuple[str, ...]
     rank: int
     threads: int
+    compile: bool = False
     environment: dict[str, Any]
     settings: dict[str, dict[str, Any]]
     shapes: tuple[Shape, ...] = Field(min_length=1)

@@ -20,6 +20,7 @@ from evaluation.bench.result import Bench, Costs, Interval, Shape, Start, Timing
 from evaluation.bench.settings import WARMUP, Settings
 from evaluation.bench.starts import starts
 from evaluation.clock import Clock
+from evaluation.compiling import blocks, check_compiler, compiled
 from evaluation.machine import environment
 from evaluation.measures.contestants import Contestant, Floor, contestant, random_batch, undisturbed
 from evaluation.measures.interleaving import FLOOR, Laps, interleave, noise, phases, totals
@@ -45,13 +46,17 @@ class Progress:
 
 
 def check(base: Base, settings: Settings) -> None:
-    """Raises Unusable where a batch is longer than the model reads, or ``where`` matches no layer."""
+    """Raises Unusable where a batch is longer than the model reads, ``where`` matches no layer, or it is to be compiled
+    and cannot be."""
     most = getattr(base.encoder.config, "max_position_embeddings", None)
     for rows, tokens in settings.shapes:
         if most is not None and tokens > most:
             raise Unusable(f"shape {rows}x{tokens}: {base.name} reads at most {most} tokens")
     try:
         matching_layers(base.encoder, list(settings.where))
+        if settings.compile:
+            blocks(base.encoder)
+            check_compiler(CPU)
     except Refused as error:
         raise Unusable(f"{base.name}: {error}") from error
 
@@ -64,7 +69,8 @@ def bench(base: Base, settings: Settings, progress: Progress | None = None) -> B
     """
     check(base, settings)
     chosen = settings.entries()
-    with undisturbed(base.encoder, settings.threads, CPU), tempfile.TemporaryDirectory() as folder:
+    floor = compiled(base.encoder, settings.compile, CPU)
+    with undisturbed(base.encoder, settings.threads, CPU), floor, tempfile.TemporaryDirectory() as folder:
         return _Running(base, settings, progress or Progress(), Path(folder)).run(chosen)
 
 
@@ -119,7 +125,7 @@ class _Running:
 
     def _contestant(self, variant: Variant) -> Contestant:
         batch = self._batch(CALIBRATION)
-        training = Training(steps=self.settings.total)
+        training = Training(steps=self.settings.total, compile=self.settings.compile)
         return contestant(variant, self.settings.where, training, self.floor, batch, self.settings.total)
 
     def _shape(self, shape: tuple[int, int], contestants: dict[str, Contestant]) -> None:
@@ -156,6 +162,7 @@ class _Running:
             where=self.settings.where,
             rank=self.settings.rank,
             threads=self.settings.threads,
+            compile=self.settings.compile,
             environment=environment() | {"peft": _release(every)},
             settings={label: hyperparameters(variant) for label, variant in every.items()},
             shapes=shapes,

@@ -25,6 +25,7 @@ class Settings:
     where: tuple[str, ...] = ("all",)
     starts: bool = False
     peers: bool = True
+    compile: bool = False
 
     def rounds_of(self, shape: tuple[int, int]) -> int:
         rows, tokens = shape

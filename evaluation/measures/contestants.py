@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from evaluation.calibration import calibrate
 from evaluation.clock import Clock
+from evaluation.compiling import compile_blocks
 from evaluation.data import Batch
 from evaluation.mounting import mount
 from evaluation.peers import Peer
@@ -28,6 +29,7 @@ class Contestant:
 
     trainer: Trainer
     init_seconds: float
+    compile_seconds: float | None  # None: it is not compiled
 
 
 @contextmanager
@@ -63,6 +65,9 @@ def contestant(
     Args:
         batch: what a method that needs calibration is calibrated on.
         total: steps that will be taken, so that schedules (rank budgets) do in them what they do in a run.
+
+    Raises:
+        Refused: the method cannot work here, or cannot be compiled where the training asks for it.
     """
     places, base, device = list(where), floor.model, batch.labels.device
     hidden, classes = base.head.in_features, base.head.out_features
@@ -78,7 +83,12 @@ def contestant(
     model = Classifier(replica, hidden, classes, seed=0).to(device)
     # A small rate: the arithmetic is the same at every rate, and random labels must not make it diverge. But not
     # smaller still: numbers below 1e-38, which are slow, would enter the optimiser's moments.
-    return Contestant(Trainer(model, variant, training, 1e-5, Clock(device), total), init_seconds)
+    trainer = Trainer(model, variant, training, 1e-5, Clock(device), total)
+    if not training.compile:
+        return Contestant(trainer, init_seconds, None)
+    compile_blocks(replica, device)
+    trainer.rehearse([batch])
+    return Contestant(trainer, init_seconds, trainer.clock.seconds()["compile"])
 
 
 class Floor:

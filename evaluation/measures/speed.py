@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from evaluation.clock import Clock
+from evaluation.compiling import compiled
 from evaluation.data import Batch
 from evaluation.measures.contestants import Contestant, Floor, contestant, random_batch, undisturbed
 from evaluation.measures.interleaving import FLOOR, Laps, interleave, noise, phases, totals
@@ -36,11 +37,13 @@ def speed(run: SpeedRun, encoder: nn.Module, hidden: int, classes: int, device: 
         threads, batch_size, tokens, rounds; noise: half-width of the interval of the floor's ratio with itself;
         floor: forward, backward and total seconds, saved_bytes, peak_bytes; methods: for each label the seconds of
         every phase and of the whole step, ratio_baseline and ratio_floor, saved_bytes (activations kept for backward),
-        peak_bytes (tensor memory a step adds at its highest), init_seconds (attaching, decompositions included), and
-        latency; latency and what begins with ``latency_`` or ``base_latency`` is that of ``measures.latency``.
+        peak_bytes (tensor memory a step adds at its highest), init_seconds (attaching, decompositions included),
+        compile_seconds of what is compiled, and latency, which is that of models as they are; latency and what begins
+        with ``latency_`` or ``base_latency`` is that of ``measures.latency``.
         Seconds and ratios are {median, low, high} with a 95 % interval of the median.
     """
-    with undisturbed(encoder, run.threads, device):
+    wanted = run.training.compile
+    with undisturbed(encoder, run.threads, device), compiled(encoder, wanted, device):
         return _measure(run, encoder, hidden, classes, device)
 
 
@@ -81,6 +84,7 @@ def _result(
             "init_seconds": c.init_seconds,
             "latency": passes["methods"][label],
         }
+        | ({} if c.compile_seconds is None else {"compile_seconds": c.compile_seconds})
         for label, c in contestants.items()
     }
     return {
@@ -102,5 +106,6 @@ def _result(
         "latency_rows": run.speed.latency_batch_size,
         "methods": methods,
         "seconds": {phase: sum(sum(p.get(phase, [])) for p in laps.values()) for phase in PHASES}
-        | {"evaluation": passes["seconds"]},
+        | {"evaluation": passes["seconds"]}
+        | ({"compile": sum(c.compile_seconds or 0.0 for c in contestants.values())} if run.training.compile else {}),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from evaluation.spec.values import SCALES, Count, Frozen, Names, Positive, Searchable, Several, Share, off
 from variants.core.rounding import FORMATS, Format
@@ -74,6 +74,14 @@ class Training(Frozen):
     base_dropout: Annotated[bool, Field(strict=True, description="Whether the base keeps its own dropout.")] = False
     max_length: Count = Field(default=128, description="Tokens to which an example is cut.")
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="Of the products in training.")
+    compile: Annotated[bool, Field(strict=True)] = Field(
+        default=False, description="Compile the model's blocks for training (torch.compile)."
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Runs that do not compile keep the keys which they had before they could."""
+        return {name: value for name, value in dump(self).items() if (name, value) != ("compile", False)}
 
 
 TUNABLE = ("head_lr", "weight_decay", "warmup", "adapter_dropout")  # of Training, by a search over several
