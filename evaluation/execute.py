@@ -19,6 +19,7 @@ from evaluation.clock import Clock
 from evaluation.compiling import check_compiler, compiled
 from evaluation.data import Data, Split, axis_seed, extremes, tokenise, training_batches
 from evaluation.digests import source_digest
+from evaluation.feeding import fed
 from evaluation.kept import keep
 from evaluation.machine import environment
 from evaluation.measures.contestants import random_batch
@@ -287,9 +288,9 @@ def _train(
         watch.at(model.encoder, 0)
     with compiled(model.encoder, run.training.compile, device), seeded(seed_of(run, "dropout"), device):
         if run.training.compile:
-            trainer.rehearse(data.train.batch(rows).to(device) for rows in extremes(data.train, batches))
-        for step, rows in enumerate(batches, 1):
-            losses.append(trainer.step(data.train.batch(rows).to(device)))
+            trainer.rehearse(fed(data.train, extremes(data.train, batches), device))
+        for step, batch in enumerate(fed(data.train, batches, device), 1):
+            losses.append(trainer.step(batch))
             if watch:
                 watch.at(model.encoder, step)
             if curve:
