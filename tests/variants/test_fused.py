@@ -166,3 +166,27 @@ def test_a_layer_with_a_product_of_its_own_is_asked_for_it(variant: Variant, mon
     close(layer(x), 2 * x @ layer.weight.T + layer.bias, 1e-12, "twice the product")
     assert HostLinear.transparent
     assert not HostOwn.transparent
+
+
+@pytest.mark.parametrize("shape", [(5, 24), (2, 5, 24), (0, 24)])
+@pytest.mark.parametrize("variant", [LoRA(), DoRA()], ids=["lora", "dora"])
+def test_what_follows_may_work_in_place(variant: Variant, shape: tuple[int, ...]) -> None:
+    model = nn.Sequential(nn.Linear(24, 20), nn.ReLU(inplace=True), nn.Linear(20, 4))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    attach(model, variant, "0")
+    want = model[2](model[0](x).relu())
+    got = model(x)
+    assert torch.equal(got, want)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for a, b in zip(torch.autograd.grad(got.sum(), trained), torch.autograd.grad(want.sum(), trained), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_dora_may_be_cast_after_attaching() -> None:
+    model = nn.Sequential(nn.Linear(24, 20))
+    attach(model, DoRA(), "0")
+    x = torch.randn(5, 24, generator=torch.Generator().manual_seed(0))
+    want = model(x)
+    got = model.to(torch.bfloat16)(x.to(torch.bfloat16))
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), want, atol=0.05, rtol=0.05)

@@ -33,9 +33,10 @@ def fused(x: Tensor, W: Tensor, bias: Tensor | None, thin: Thin) -> Tensor:  # s
     """
     dtype = computed_in(x)
     A, B, C, gain = (None if M is None else M.to(dtype) for M in (thin.A, thin.B, thin.core, thin.gain))
-    x, W, bias = x.to(dtype), W.to(dtype), None if bias is None else bias.to(dtype)
-    y: Tensor = _Fused.apply(x, W, bias, A, B, C, gain, thin.scale)[0]
-    return y
+    rows, W, bias = x.to(dtype).reshape(-1, x.shape[-1]), W.to(dtype), None if bias is None else bias.to(dtype)
+    # Not in the function: what it gives as a view may not be changed in place, as an activation after the layer may do.
+    y: Tensor = _Fused.apply(rows, W, bias, A, B, C, gain, thin.scale)[0]
+    return y.view(*x.shape[:-1], len(W))
 
 
 def _through(C: Tensor | None, h: Tensor) -> Tensor:  # shapes: (k, tokens)
@@ -60,8 +61,8 @@ def _summed_product(g: Tensor, z: Tensor) -> Tensor:  # shapes: (tokens, out) ->
 
 
 class _Fused(torch.autograd.Function):
-    """(x, W, bias, A, B, C, gain, scale) -> y, and two tensors on the way to it, which nobody else sees: ``h = A x^T``
-    (k, tokens), and with a gain z (tokens, out), the product before it.
+    """(x (tokens, in), W, bias, A, B, C, gain, scale) -> y (tokens, out), and two tensors on the way to it, which
+    nobody else sees: ``h = A x^T`` (k, tokens), and with a gain z (tokens, out), the product before it.
 
     They are outputs so that they can be kept for backward and differentiated again, by way of the gradients which then
     arrive for them.
@@ -79,23 +80,22 @@ class _Fused(torch.autograd.Function):
         gain: Tensor | None,
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        rows = x.reshape(-1, x.shape[-1])
-        h = A @ rows.t()
-        z = F.linear(rows, W, bias if gain is None else None).addmm_(_through(C, h).t(), B.t(), alpha=scale)
+        h = A @ x.t()
+        z = F.linear(x, W, bias if gain is None else None).addmm_(_through(C, h).t(), B.t(), alpha=scale)
         y = z if gain is None else z * gain if bias is None else torch.addcmul(bias, z, gain)
         _, for_W, _, for_A, for_B, for_C, for_gain, _ = ctx.needs_input_grad
         kept = (x if for_A or for_W else None, h if for_B or for_C else None, z if for_gain else None)
         ctx.save_for_backward(*kept, W, A, B, C, gain)
         ctx.set_materialize_grads(False)
-        ctx.scale, ctx.shape = scale, x.shape
-        return y.view(*x.shape[:-1], y.shape[-1]), h, None if gain is None else z
+        ctx.scale = scale
+        return y, h, None if gain is None else z
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor | None, gh: Tensor | None, gz: Tensor | None) -> tuple[Tensor | None, ...]:
         x, h, z, W, A, B, C, gain = ctx.saved_tensors
         for_x, for_W, for_bias, for_A, for_B, for_C, for_gain, _ = ctx.needs_input_grad
         dx = dW = dbias = dB = dC = dgain = None
-        g = None if gy is None else gy.reshape(-1, gy.shape[-1])
+        g = gy
         if g is not None:
             dbias = g.sum(0) if for_bias else None
             dgain = _summed_product(g, z) if for_gain else None
@@ -104,7 +104,7 @@ class _Fused(torch.autograd.Function):
             gain = None
         if g is not None:
             if for_W:
-                dW = _rows_scaled(gain, g.t() @ x.reshape(-1, x.shape[-1]))
+                dW = _rows_scaled(gain, g.t() @ x)
             if for_B:
                 dB = _rows_scaled(gain, ctx.scale * (_through(C, h) @ g).t())
             if for_x:
@@ -115,7 +115,7 @@ class _Fused(torch.autograd.Function):
                     dC = (up * h).sum(1) if C.ndim == 1 else up @ h.t()
                 through = _through(C if C is None or C.ndim == 1 else C.t(), up)
                 gh = through if gh is None else gh + through
-        dA = gh @ x.reshape(-1, x.shape[-1]) if for_A and gh is not None else None
+        dA = gh @ x if for_A and gh is not None else None
         if for_x and gh is not None:
             dx = gh.t() @ A if dx is None else dx.addmm_(gh.t(), A)
-        return None if dx is None else dx.view(ctx.shape), dW, dbias, dA, dB, dC, dgain, None
+        return dx, dW, dbias, dA, dB, dC, dgain, None

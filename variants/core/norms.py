@@ -18,6 +18,7 @@ def changed_rows(W: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:  # sh
     Products with A are thin. What cancels is lost: the relative error is that of rounding times
     ``(||W_i||^2 + ||s (B A)_i||^2) / ||W_i + s (B A)_i||^2``, which stays near 1 unless the update undoes the row.
     """
+    A, B = raised(A), raised(B)
     mixed, own = raised(W) @ A.mT, B @ (A @ A.mT)
     squares = squared_rows(W) + (scale * (2 * mixed + scale * own) * B).sum(1)
     return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
