@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from evaluation.spec import Unusable
+from variants.core import products
 
 
 def resolve_device(name: str) -> torch.device:
@@ -41,6 +42,7 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
+        "products": products.LIBRARY,
         "gpu": torch.cuda.get_device_name() if cuda else None,
     }
 

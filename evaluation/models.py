@@ -22,6 +22,7 @@ from torch import nn
 from evaluation import assets
 from evaluation.hub import from_hub, one_line, quiet
 from evaluation.spec import Unusable
+from variants.core.products import accelerate
 from variants.core.registry import suggestion
 
 # name -> (asset, one line about it)
@@ -125,7 +126,7 @@ def _encoder(folder: Path, config: Any, local: dict[str, Any]) -> nn.Module:
     lacking = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
     if lacking:  # they would be random, and differ from run to run
         raise Unusable(f"{folder} lacks {len(lacking)} weights of a {config.model_type} model, first {lacking[0]}")
-    return encoder.eval()  # type: ignore[no-any-return]
+    return accelerate(encoder.eval())
 
 
 def folder_of(name: str) -> Path:

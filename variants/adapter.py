@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from variants.core import FrozenProduct, Init, Tensors, Variant, register
+from variants.core import FrozenProduct, Init, Tensors, Variant, products, register
 from variants.core.fields import Count
 
 
@@ -47,8 +47,8 @@ class BottleneckAdapter(Variant):
 
     def output(self, y: Tensor, t: Tensors) -> Tensor:
         down, c, up, e = (t[name].to(y.dtype) for name in ("down", "c", "up", "e"))
-        z = F.linear(y, down, c)
-        return y + F.linear(F.relu(z) if self.kind == "pfeiffer" else F.silu(z), up, e)
+        z = products.linear(y, down, c)
+        return y + products.linear(F.relu(z) if self.kind == "pfeiffer" else F.silu(z), up, e)
 
     def parameter_count(self, out: int, in_: int) -> int:
         return 2 * out * self.bottleneck + self.bottleneck + out

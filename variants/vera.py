@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from variants.core import FrozenProduct, Init, LoRAPair, Tensors, project, register
@@ -49,7 +48,7 @@ class VeRA(Additive):
         out, in_ = W.shape
         A, B = t["A"][:, :in_], t["B"][:out]
         if order(x.numel() // in_, W, Thin(A, B, t["d"]), computed_in(x)) == "dense":
-            return F.linear(x, Thin(A, t["b"][:, None] * B, t["d"]).weight(W))  # keeps less than the scaled pair
+            return project(x, Thin(A, t["b"][:, None] * B, t["d"]).weight(W))  # keeps less than the scaled pair
         z, y = project(x, A), linear(x)  # the vectors scale activations, so that the large factors are not copied
         return y + project(z * t["d"].to(z.dtype), B) * t["b"].to(y.dtype)
 

@@ -21,6 +21,7 @@ from evaluation.spec import Training
 from evaluation.training import Classifier, Trainer, autocast, seeded
 from variants.core import Variant
 from variants.core.cache import not_kept
+from variants.core.products import decelerate
 
 
 @dataclass
@@ -74,6 +75,8 @@ def contestant(
     shared = {id(p): p for path, p in base.encoder.named_parameters() if not variant.trains_base(path)}
     # A peer's library may write into the base which it is given: its copy shares nothing.
     replica = copy.deepcopy(base.encoder, memo={} if isinstance(variant, Peer) else shared)
+    if isinstance(variant, Peer):  # as its users have it: on layers of torch
+        decelerate(replica)
     stock = Classifier(replica, hidden, classes, seed=0).to(device)
     stats = calibrate(stock, places, variant.needs, [batch], training.precision)
     with not_kept():  # decompositions count

@@ -15,8 +15,9 @@ from torch.autograd import forward_ad
 from tests.variants.models import batch, by_name, host_of
 from variants.core import Variant, attach
 from variants.core.cases import close, generator, move
-from variants.core.fused import fused, fuses
+from variants.core.fused import fused
 from variants.core.host import HOSTS, HostLinear
+from variants.core.products import reverse_mode_only
 from variants.core.thin import Thin
 from variants.dora import DoRA
 from variants.hra import HRA
@@ -136,7 +137,7 @@ def test_transforms_take_the_single_operations() -> None:
     move(model)
     host, x, v = host_of(model), batch(3), batch(3).flip(0)
     W = host.effective_weight()
-    assert fuses()
+    assert reverse_mode_only()
     close(torch.vmap(host)(x), host(x), 1e-12, "vmap")
     close(torch.func.jvp(host, (x,), (v,))[1], v @ W.T, 1e-12, "jvp")
     with forward_ad.dual_level():

@@ -37,6 +37,13 @@ def order(tokens: int, W: Tensor, thin: Thin, dtype: torch.dtype) -> Order:
     return "dense" if found["dense"] < found["thin"] else "thin"
 
 
+def forms(tokens: int, side: int, dtype: torch.dtype) -> bool:
+    """Whether a pass in thin order takes less with the changed weight formed for it alone, ``side`` by the width of its
+    result. Adding to the result touches tokens x width numbers, forming the weight side x width; the factors' gradients
+    stay thin. Not in half precision, for the reason above."""
+    return tokens > side and dtype.itemsize >= 4
+
+
 def costs(tokens: int, W: Tensor, thin: Thin) -> dict[Order, int]:
     """Multiply-adds of both orders beyond the frozen product, each byte moved as ``BYTE`` of them."""
     (out, in_), k = W.shape, len(thin.A)

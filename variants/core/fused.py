@@ -1,4 +1,5 @@
-"""The product with ``W + scale B C A`` as one step of autograd: thin products accumulated in place on the frozen one.
+"""The product with ``W + scale B C A`` as one step of autograd, in whichever way takes less, forward and backward:
+thin products accumulated in place on the frozen one, or the changed weight formed for a moment.
 
 What passes the bottleneck is kept transposed, (k, tokens): then every thin product, forward and backward, reads the
 long matrices in the layout in which they lie, which on a CPU halves their time. Nothing is computed for a tensor that
@@ -11,19 +12,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from variants.core.contraction import computed_in
+from variants.core.contraction import computed_in, forms
+from variants.core.products import linear
 from variants.core.thin import Thin
-
-
-def fuses() -> bool:
-    """Whether ordinary reverse-mode autograd is all that watches: compilers, transforms of ``torch.func`` and
-    forward-mode differentiation take the single operations instead."""
-    watched = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    return not watched and forward_ad._current_level < 0
 
 
 def fused(x: Tensor, W: Tensor, bias: Tensor | None, thin: Thin) -> Tensor:  # shape: (..., out)
@@ -62,7 +55,8 @@ def _summed_product(g: Tensor, z: Tensor) -> Tensor:  # shapes: (tokens, out) ->
 
 class _Fused(torch.autograd.Function):
     """(x (tokens, in), W, bias, A, B, C, gain, scale) -> y (tokens, out), and two tensors on the way to it, which
-    nobody else sees: ``h = A x^T`` (k, tokens), and with a gain z (tokens, out), the product before it.
+    nobody else sees: ``h = A x^T`` (k, tokens) where it is needed, and with a gain z (tokens, out), the product before
+    it.
 
     They are outputs so that they can be kept for backward and differentiated again, by way of the gradients which then
     arrive for them.
@@ -79,11 +73,16 @@ class _Fused(torch.autograd.Function):
         C: Tensor | None,
         gain: Tensor | None,
         scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        h = A @ x.t()
-        z = F.linear(x, W, bias if gain is None else None).addmm_(_through(C, h).t(), B.t(), alpha=scale)
-        y = z if gain is None else z * gain if bias is None else torch.addcmul(bias, z, gain)
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         _, for_W, _, for_A, for_B, for_C, for_gain, _ = ctx.needs_input_grad
+        formed = forms(len(x), W.shape[1], x.dtype)
+        h = linear(A, x) if for_B or for_C or not formed else None
+        own = bias if gain is None else None
+        if formed or h is None:
+            z = linear(x, Thin(A, B, C, scale).weight(W), own)
+        else:
+            z = linear(x, W, own).addmm_(_through(C, h).t(), B.t(), alpha=scale)
+        y = z if gain is None else z * gain if bias is None else torch.addcmul(bias, z, gain)
         kept = (x if for_A or for_W else None, h if for_B or for_C else None, z if for_gain else None)
         ctx.save_for_backward(*kept, W, A, B, C, gain)
         ctx.set_materialize_grads(False)
@@ -102,20 +101,24 @@ class _Fused(torch.autograd.Function):
         if gz is not None:  # only where gradients are differentiated again
             g = gz if g is None else gz + g * gain
             gain = None
+        for_h = gh  # what goes on through A to x
         if g is not None:
+            formed = forms(len(g), W.shape[0], g.dtype)
             if for_W:
-                dW = _rows_scaled(gain, g.t() @ x)
+                dW = _rows_scaled(gain, linear(g.t(), x.t()))
             if for_B:
-                dB = _rows_scaled(gain, ctx.scale * (_through(C, h) @ g).t())
+                dB = _rows_scaled(gain, ctx.scale * linear(_through(C, h), g.t()).t())
             if for_x:
-                dx = g @ _rows_scaled(gain, W)
-            if for_x or for_A or for_C:
-                up = ctx.scale * (_rows_scaled(gain, B).t() @ g.t())
+                V = Thin(A, B, C, ctx.scale, gain).weight(W) if formed else _rows_scaled(gain, W)
+                dx = linear(g, V.t())
+            if for_A or for_C or (for_x and not formed):
+                up = linear(ctx.scale * _rows_scaled(gain, B).t(), g)
                 if for_C:
-                    dC = (up * h).sum(1) if C.ndim == 1 else up @ h.t()
+                    dC = (up * h).sum(1) if C.ndim == 1 else linear(up, h)
                 through = _through(C if C is None or C.ndim == 1 else C.t(), up)
                 gh = through if gh is None else gh + through
-        dA = gh @ x if for_A and gh is not None else None
-        if for_x and gh is not None:
-            dx = gh.t() @ A if dx is None else dx.addmm_(gh.t(), A)
+                for_h = for_h if formed else gh
+        dA = linear(gh, x.t()) if for_A and gh is not None else None
+        if for_x and for_h is not None:
+            dx = for_h.t() @ A if dx is None else dx.addmm_(for_h.t(), A)
         return dx, dW, dbias, dA, dB, dC, dgain, None

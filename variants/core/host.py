@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from variants.core.contraction import computed_in, order
-from variants.core.fused import fused, fuses
+from variants.core.fused import fused
 from variants.core.interface import Init, LoRAPair, Refused, Variant
 from variants.core.linalg import full_precision, raised
+from variants.core.products import FastLinear, linear, reverse_mode_only
 from variants.core.thin import Thin
 
 
@@ -87,7 +88,7 @@ class Adapter(nn.Module):
         W = host.dense()
         if not self.own_forward and host.transparent:  # the bias in the same product
             turned, V = self.variant.operands(x, W, t)
-            return F.linear(turned, V.to(x.dtype), None if bias is None else bias.to(x.dtype))
+            return linear(turned, V.to(x.dtype), None if bias is None else bias.to(x.dtype))
         y = self.variant.forward(x, host.frozen, W, t)
         return y if bias is None else y + bias.to(y.dtype)  # under autocast y may be narrower than the bias
 
@@ -196,14 +197,14 @@ class Host(nn.Module):
         return self._buffers.get("_original") is not None
 
     def original_product(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.original_dense()) if self.is_rebased else self.frozen(x)
+        return linear(x, self.original_dense()) if self.is_rebased else self.frozen(x)
 
     def thin_product(self, x: Tensor, thin: Thin, bias: Tensor | None) -> Tensor:  # shape: (..., out)
         """The product with the stored weight changed by these factors, and a bias."""
         W = self.dense()
         if self.transparent and order(x.numel() // x.shape[-1], W, thin, computed_in(x)) == "dense":
-            return F.linear(x, thin.weight(W), bias)
-        if self.transparent and fuses():
+            return linear(x, thin.weight(W), bias)
+        if self.transparent and reverse_mode_only():
             return fused(x, W, bias, thin)
         y = thin.product(x, self.frozen(x))
         return y if bias is None else y + bias.to(y.dtype)
@@ -337,7 +338,23 @@ class HostLinear(Host, nn.Linear):
         return stored
 
 
-HOSTS: dict[type[nn.Module], type[Host]] = {nn.Linear: HostLinear}  # looked up by exact type
+class HostFastLinear(HostLinear, FastLinear):
+    """Hosts ``FastLinear``."""
+
+    plain = FastLinear
+    transparent = True
+
+    def frozen(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight)
+
+    def base(self, x: Tensor, stored: Tensor) -> Tensor:
+        return linear(x, stored, self.bias)
+
+
+HOSTS: dict[type[nn.Module], type[Host]] = {
+    nn.Linear: HostLinear,
+    FastLinear: HostFastLinear,
+}  # looked up by exact type
 
 
 def host_class(cls: type[nn.Module]) -> type[Host] | None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from variants.core import products
 from variants.core.contraction import described
 from variants.core.fields import check_bounds
 from variants.core.thin import Thin, project as project
@@ -151,7 +151,7 @@ class Variant:
         if thin is not None:
             return thin.product(x, linear(x))
         turned, V = self.operands(x, W, t)
-        return linear(turned) if V is W else F.linear(turned, V.to(x.dtype))
+        return linear(turned) if V is W else products.linear(turned, V.to(x.dtype))
 
     def operands(self, x: Tensor, W: Tensor, t: Tensors) -> tuple[Tensor, Tensor]:  # shapes: (..., in), (out, in)
         """An input and a weight whose product is the adapted one; W itself stands for the frozen product."""

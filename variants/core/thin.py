@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from variants.core.products import linear, with_product
 
 
 def project(x: Tensor, M: Tensor) -> Tensor:  # shapes: (..., k), (j, k) -> (..., j)
     """``x @ M.T`` in x's dtype, whatever the precision in which M is kept."""
-    return F.linear(x, M.to(x.dtype))
+    return linear(x, M.to(x.dtype))
 
 
 class Thin(NamedTuple):
@@ -33,7 +33,7 @@ class Thin(NamedTuple):
             B = B * C
         elif C is not None:  # to the shorter factor
             A, B = (C @ A, B) if len(B) > A.shape[1] else (A, B @ C)
-        V = torch.addmm(W, B, A, alpha=self.scale)
+        V = with_product(W, B, A, self.scale)
         return V if self.gain is None else self.gain[:, None] * V
 
     def product(self, x: Tensor, y: Tensor) -> Tensor:  # shapes: (..., in), (..., out) -> (..., out)

@@ -1,0 +1,137 @@
+"""Products with a weight, by the faster of the libraries which torch brings.
+
+In float32 torch multiplies dense matrices by MKL, which on AMD's processors leaves AVX-512 unused. oneDNN, which torch
+brings too, uses it: 246 against 112 GFLOP a second on one core (AMD EPYC, 384 x 384, 1,024 tokens, torch 2.13). So here
+products go there wherever that is known to be faster, and through ``F.linear`` everywhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+Library = Literal["torch", "onednn"]
+CHOICE = "SVDBENCH_PRODUCTS"  # environment variable: one of the libraries, instead of the faster one
+SMALLEST = 3 * 2**19  # multiply-adds: below them, what oneDNN takes to begin is longer than the product
+
+
+def reverse_mode_only() -> bool:
+    """Whether ordinary reverse-mode autograd is all that watches, and not a compiler, a transform of ``torch.func`` or
+    forward-mode differentiation, which need to see single operations of torch."""
+    watched = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return not watched and forward_ad._current_level < 0
+
+
+def linear(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:  # shapes: (..., in), (out, in) -> (..., out)
+    """``x @ W.T + bias``, as ``F.linear``. Can be differentiated any number of times."""
+    if not _by_onednn(x, W, bias):
+        return F.linear(x, W, bias)
+    trains = x.requires_grad or W.requires_grad or (bias is not None and bias.requires_grad)
+    if trains and torch.is_grad_enabled():
+        return cast(Tensor, _Linear.apply(x, W, bias))
+    return _onednn(x, W, bias)
+
+
+def with_product(W: Tensor, B: Tensor, A: Tensor, scale: float = 1.0) -> Tensor:  # shape: (out, in)
+    """``W + scale B A``."""
+    if not _by_onednn(B, A.t(), None) or W.dtype != B.dtype:
+        return torch.addmm(W, B, A, alpha=scale)
+    return linear(B if scale == 1 else scale * B, A.t()).add_(W)
+
+
+class FastLinear(nn.Linear):
+    """``torch.nn.Linear`` by way of ``linear``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def accelerate(model: nn.Module) -> nn.Module:
+    """Makes every ``nn.Linear`` of the model a ``FastLinear``, in place; keys, hooks and parameters stay."""
+    return _exchanged(model, nn.Linear, FastLinear)
+
+
+def decelerate(model: nn.Module) -> nn.Module:
+    """Undoes ``accelerate``."""
+    return _exchanged(model, FastLinear, nn.Linear)
+
+
+def _exchanged(model: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> nn.Module:
+    for module in model.modules():
+        if type(module) is old:
+            module.__class__ = new
+    return model
+
+
+def library() -> Library:
+    """The library for products in float32 on this machine's CPU.
+
+    Raises:
+        ValueError: the environment variable SVDBENCH_PRODUCTS names none, or one which this torch lacks.
+    """
+    chosen = os.environ.get(CHOICE, "")
+    if not chosen:
+        return "onednn" if _has_onednn() and _is_faster() else "torch"
+    if chosen not in get_args(Library):
+        raise ValueError(f"{CHOICE}={chosen}: expected {' or '.join(get_args(Library))}, or nothing for the faster one")
+    if chosen == "onednn" and not _has_onednn():
+        raise ValueError(f"{CHOICE}=onednn: this build of torch has no oneDNN; write torch")
+    return cast(Library, chosen)
+
+
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _is_faster() -> bool:
+    """Whether this is known of the processor: AMD's with AVX-512."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and "AuthenticAMD" in _processor()
+
+
+def _processor() -> str:
+    table = Path("/proc/cpuinfo")
+    return table.read_text(encoding="utf-8") if table.is_file() else platform.processor()
+
+
+LIBRARY = library()
+
+
+def _by_onednn(x: Tensor, W: Tensor, bias: Tensor | None) -> bool:
+    if LIBRARY == "torch" or not reverse_mode_only():
+        return False
+    if not x.dtype == W.dtype == torch.float32 or (bias is not None and bias.dtype != torch.float32):
+        return False
+    large = x.numel() * len(W) >= SMALLEST and x.shape[-1] == W.shape[1]  # torch's own error is the clearer one
+    here = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    return large and here and (W.is_contiguous() or W.t().is_contiguous())
+
+
+def _onednn(x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, W, bias, "none", [], "")
+    return y
+
+
+class _Linear(torch.autograd.Function):
+    """(x (..., in), W, bias) -> (..., out): what oneDNN's product lacks, a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
+        for_x, for_W, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if for_W else None, W if for_x else None)
+        return _onednn(x, W, bias)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, W = ctx.saved_tensors
+        for_x, for_W, for_bias = ctx.needs_input_grad
+        rows = g.reshape(-1, g.shape[-1])
+        dx = linear(g, W.t()) if for_x else None
+        dW = linear(rows.t(), x.reshape(-1, x.shape[-1]).t()) if for_W else None
+        return dx, dW, rows.sum(0) if for_bias else None
