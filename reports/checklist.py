@@ -20,7 +20,7 @@ from reports.tables import METHOD
 from reports.words import MANY, listed, span
 
 CHECKLIST = "Reproducibility checklist"
-MACHINE = ("cpu", "gpu", "cores", "threads", "platform")
+MACHINE = ("cpu", "gpu", "cores", "threads", "products", "platform")
 _UNRECORDED = "not in the records"
 Pair = tuple[str, str]
 _SPACE = (

@@ -141,6 +141,8 @@ def _mixed_sources(results: Results) -> str:
     for name in ("cpu", "gpu"):
         if len({str(record.get("environment", {}).get(name)) for record in results.records}) > 1:
             return f"Careful: the records come from machines with more than one {name.upper()}."
+    if len({str((record.get("environment") or {}).get("products")) for record in results.records}) > 1:
+        return "Careful: in these records matrices were multiplied by more than one library (products)."
     return ""
 
 

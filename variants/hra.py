@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from variants.core import Init, LoRAPair, Refused, States, Tensors, project, register
+from variants.core import Init, LoRAPair, Refused, States, Tensors, products, register
 from variants.core.fields import Count, NotNegative
 from variants.core.linalg import full_precision, orthogonality_defect, reflections
 from variants.core.lowrank import Additive
@@ -57,12 +57,9 @@ class HRA(Additive):
             U = t["u"] / torch.linalg.vector_norm(t["u"], dim=0)
         return U, reflections(U)
 
-    def thin(self, W: Tensor, t: Tensors) -> Thin | None:
-        return None  # W U would have to be formed in every step: it is the input which is reflected
-
-    def operands(self, x: Tensor, W: Tensor, t: Tensors) -> tuple[Tensor, Tensor]:
+    def thin(self, W: Tensor, t: Tensors) -> Thin:
         U, G = self.chain(t)
-        return x + project(project(x, G @ U.T), U), W  # x H^T = x + x U G^T U^T
+        return Thin(U.T, products.linear(W, U.T.to(W.dtype)), G)
 
     def parameter_count(self, out: int, in_: int) -> int:
         return self.rank * in_

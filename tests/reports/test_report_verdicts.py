@@ -251,3 +251,12 @@ def test_starts_without_a_merge_measurement_count_all_methods(folder):
 def test_shares_in_percent():
     assert [percent(share, 3) for share in (0.95, 1 - 0.95, 0.98333)] == ["95 %", "5 %", "98.3 %"]
     assert [percent(share) for share in (0.0906, 0.09, 0.004, 1, 0)] == ["9.1 %", "9 %", "0.4 %", "100 %", "0 %"]
+
+
+@pytest.mark.parametrize(("name", "said"), [("cpu", "more than one CPU"), ("products", "more than one library")])
+def test_records_of_unlike_machines_are_said(name, said, folder):
+    records = all_records()
+    assert not any("Careful" in sentence for sentence in opening(load(write_folder(folder / "one", records)), []))
+    for record, value in zip(records, ("a", "b") * len(records), strict=False):
+        record["environment"] = {**record["environment"], name: value}
+    assert any(said in sentence for sentence in opening(load(write_folder(folder / "two", records)), []))

@@ -15,7 +15,7 @@ from torch import Tensor
 from variants.core.thin import Thin
 
 Order = Literal["thin", "dense"]
-BYTE = 2  # multiply-adds in the time of moving one byte: on a core of a server CPU, 50 G a second against 25 GB
+BYTE = 4  # multiply-adds in the time of moving one byte: on a core of a server CPU, 100 G a second against 25 GB
 
 
 def computed_in(x: Tensor) -> torch.dtype:
@@ -46,23 +46,41 @@ def forms(tokens: int, side: int, dtype: torch.dtype) -> bool:
 
 def costs(tokens: int, W: Tensor, thin: Thin) -> dict[Order, int]:
     """Multiply-adds of both orders beyond the frozen product, each byte moved as ``BYTE`` of them."""
-    (out, in_), k = W.shape, len(thin.A)
-    square = 0 if thin.core is None or thin.core.ndim == 1 else k * k
     trains = torch.is_grad_enabled()
     A, B, core = (trains and part is not None and part.requires_grad for part in (thin.A, thin.B, thin.core))
-    # thin: one pass each way for x and its gradient, one more for each factor that trains
-    passes = tokens * (k * (in_ + out) + square)
-    work = passes * (1 + trains) + tokens * (A * k * in_ + B * k * out + core * square)
-    moved = tokens * (in_ + 2 * out + trains * (2 * in_ + out) + A * in_ + B * out)
-    # dense: the weight, and by way of its gradient that of each factor
+    by_thin, by_dense = _by_thin(tokens, W, thin, (A, B, core)), _by_dense(tokens, W, thin, (A, B, core))
+    return {"thin": by_thin, "dense": by_dense}
+
+
+def _by_thin(tokens: int, W: Tensor, thin: Thin, trained: tuple[bool, bool, bool]) -> int:
+    """What reaches the result, forward and backward, is added to it or formed into the weight; the bottleneck's own
+    values, and a product for each factor, come where a gradient needs them."""
+    (A, B, core), (out, in_), k = trained, W.shape, len(thin.A)
+    size, dtype, form = W.element_size(), thin.A.dtype, _formed(W, thin)
+    into = form if forms(tokens, in_, dtype) else tokens * (k * out + 2 * BYTE * size * out)
+    back = form if forms(tokens, out, dtype) else tokens * (k * in_ + 2 * BYTE * size * in_)
+    down = tokens * (k * in_ + BYTE * size * in_) * (B or core or not forms(tokens, in_, dtype))
+    up = tokens * (k * out + BYTE * size * out) * (A or core or not forms(tokens, out, dtype))
+    own = tokens * (A * (k + BYTE * size) * in_ + B * (k + BYTE * size) * out + core * _square(thin))
+    return into + down + torch.is_grad_enabled() * (back + up) + own
+
+
+def _by_dense(tokens: int, W: Tensor, thin: Thin, trained: tuple[bool, bool, bool]) -> int:
+    """The weight once, and by way of its gradient that of each factor."""
+    (A, B, core), (out, in_), k = trained, W.shape, len(thin.A)
     side = min(out, in_)  # of the factor which a core is multiplied with
-    formed = k * out * in_ + square * side
-    dense = (
-        formed + (A or B or core) * tokens * out * in_ + (A + (B or core)) * k * out * in_ + (B + core) * square * side
-    )
-    weights = out * in_ * (2 + 2 * (A or B or core))
-    size = W.element_size()
-    return {"thin": work + BYTE * size * moved, "dense": dense + BYTE * size * weights}
+    gradient = (A or B or core) * out * in_ * (tokens + 2 * BYTE * W.element_size())
+    return _formed(W, thin) + gradient + (A + (B or core)) * k * out * in_ + (B + core) * _square(thin) * side
+
+
+def _formed(W: Tensor, thin: Thin) -> int:
+    out, in_ = W.shape
+    return len(thin.A) * out * in_ + _square(thin) * min(out, in_) + 2 * BYTE * W.element_size() * out * in_
+
+
+def _square(thin: Thin) -> int:
+    """Multiply-adds of a core with one vector, beyond those of a diagonal."""
+    return 0 if thin.core is None or thin.core.ndim == 1 else len(thin.A) ** 2
 
 
 def described(tokens: int, W: Tensor, thin: Thin) -> str:
