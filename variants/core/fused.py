@@ -29,7 +29,7 @@ def fused(x: Tensor, W: Tensor, bias: Tensor | None, thin: Thin) -> Tensor:  # s
     rows, W, bias = x.to(dtype).reshape(-1, x.shape[-1]), W.to(dtype), None if bias is None else bias.to(dtype)
     # Not in the function: what it gives as a view may not be changed in place, as an activation after the layer may do.
     y: Tensor = _Fused.apply(rows, W, bias, A, B, C, gain, thin.scale)[0]
-    return y.view(*x.shape[:-1], len(W))
+    return y.view(*x.shape[:-1], W.shape[0])
 
 
 def _through(C: Tensor | None, h: Tensor) -> Tensor:  # shapes: (k, tokens)
@@ -37,6 +37,11 @@ def _through(C: Tensor | None, h: Tensor) -> Tensor:  # shapes: (k, tokens)
     if C is None:
         return h
     return C[:, None] * h if C.ndim == 1 else C @ h
+
+
+def _times(scale: float, M: Tensor) -> Tensor:
+    """``scale M``."""
+    return M if scale == 1 else scale * M
 
 
 def _rows_scaled(gain: Tensor | None, M: Tensor) -> Tensor:  # shapes: (out,), (out, ...)
@@ -75,7 +80,7 @@ class _Fused(torch.autograd.Function):
         scale: float,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         _, for_W, _, for_A, for_B, for_C, for_gain, _ = ctx.needs_input_grad
-        formed = forms(len(x), W.shape[1], x.dtype)
+        formed = forms(x.shape[0], W.shape[1], x.dtype)
         h = linear(A, x) if for_B or for_C or not formed else None
         own = bias if gain is None else None
         if formed or h is None:
@@ -103,16 +108,16 @@ class _Fused(torch.autograd.Function):
             gain = None
         for_h = gh  # what goes on through A to x
         if g is not None:
-            formed = forms(len(g), W.shape[0], g.dtype)
+            formed = forms(g.shape[0], W.shape[0], g.dtype)
             if for_W:
                 dW = _rows_scaled(gain, linear(g.t(), x.t()))
             if for_B:
-                dB = _rows_scaled(gain, ctx.scale * linear(_through(C, h), g.t()).t())
+                dB = _rows_scaled(gain, _times(ctx.scale, linear(_through(C, h), g.t())).t())
             if for_x:
                 V = Thin(A, B, C, ctx.scale, gain).weight(W) if formed else _rows_scaled(gain, W)
                 dx = linear(g, V.t())
             if for_A or for_C or (for_x and not formed):
-                up = linear(ctx.scale * _rows_scaled(gain, B).t(), g)
+                up = linear(_times(ctx.scale, _rows_scaled(gain, B)).t(), g)
                 if for_C:
                     dC = (up * h).sum(1) if C.ndim == 1 else linear(up, h)
                 through = _through(C if C is None or C.ndim == 1 else C.t(), up)

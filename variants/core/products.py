@@ -104,13 +104,16 @@ LIBRARY = library()
 
 
 def _by_onednn(x: Tensor, W: Tensor, bias: Tensor | None) -> bool:
-    if LIBRARY == "torch" or not reverse_mode_only():
+    """In the order of what is asked: whether it pays, what oneDNN can do, who watches."""
+    if LIBRARY == "torch" or x.numel() * W.shape[0] < SMALLEST:
         return False
     if not x.dtype == W.dtype == torch.float32 or (bias is not None and bias.dtype != torch.float32):
         return False
-    large = x.numel() * len(W) >= SMALLEST and x.shape[-1] == W.shape[1]  # torch's own error is the clearer one
-    here = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    return large and here and (W.is_contiguous() or W.t().is_contiguous())
+    if x.device.type != "cpu" or x.shape[-1] != W.shape[1]:  # torch's own error is the clearer one
+        return False
+    if not (W.is_contiguous() or W.t().is_contiguous()):
+        return False
+    return reverse_mode_only() and not torch.is_autocast_enabled("cpu")
 
 
 def _onednn(x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
