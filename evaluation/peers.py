@@ -85,9 +85,11 @@ class PeftPeer(Peer):
             return model.base_model._get_kasa_loss()
         if self.kind != "ADALORA":
             return None
-        trained = dict(model.named_parameters())
-        wide = [p for path, p in trained.items() if ".lora_A." in path]
-        wide += [p.T for path, p in trained.items() if ".lora_B." in path]
+        known = states[0].scratch
+        if "wide" not in known:  # once: a walk through a whole model, every step, would be timed as PEFT's own
+            trained = dict(model.named_parameters())
+            known["wide"], known["tall"] = ([p for n, p in trained.items() if f".lora_{x}." in n] for x in "AB")
+        wide = [*known["wide"], *(p.T for p in known["tall"])]
         gaps = [torch.linalg.matrix_norm(X @ X.T - torch.eye(len(X), device=X.device)) for X in wide]
         return model.peft_config["default"].orth_reg_weight * torch.stack(gaps).mean()
 

@@ -139,6 +139,33 @@ def test_adalora_of_peft_keeps_its_orthogonality_loss():
         assert create("peft:lora", KINDS["lora"]).penalty(states_of(model)) is None
 
 
+def walks(variant: PeftPeer, model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How often three steps' penalties go through the names of all parameters."""
+    found, states = [], states_of(model)
+    walk = model.named_parameters
+    monkeypatch.setattr(model, "named_parameters", lambda *a, **k: (found.append(1), walk(*a, **k))[1])
+    values = [variant.penalty(states) for _ in range(3)]
+    assert torch.equal(values[0], values[2])
+    with torch.no_grad():
+        for p in states[0].t.values():
+            p.mul_(2)
+    assert not torch.equal(variant.penalty(states), values[0]), "of the factors as they are now"
+    return len(found)
+
+
+def test_the_penalty_looks_for_its_factors_once(monkeypatch):
+    """In a bench, what we add to PEFT's step is timed as PEFT's."""
+    variant = create("peft:adalora", KINDS["adalora"])
+    with mounted(toy.bert(), variant, toy.WHERE) as model:
+        assert walks(variant, model, monkeypatch) == 1
+    penalty = PeftPeer.penalty
+    monkeypatch.setattr(
+        PeftPeer, "penalty", lambda self, states: (states[0].scratch.pop("wide", 0), penalty(self, states))[1]
+    )
+    with mounted(toy.bert(), variant, toy.WHERE) as model:
+        assert walks(variant, model, monkeypatch) == 4, "one that forgets them is caught"
+
+
 def test_layers_that_look_at_their_own_mode_are_in_training():
     variant = create("peft:pvera", {"r": 4})
     with mounted(toy.bert(), variant, toy.WHERE) as model:
