@@ -9,6 +9,10 @@ from reports.table import EMPTY, Cell, Column, Table, digits, text, to_its_inter
 from reports.tables import MEBI, METHOD, interval_cell
 
 PEFT = "peft:"  # before the label of a method: PEFT's implementation of it
+WEIGHTS = {  # who has the frozen weights: what shares them finds them in the caches
+    "own": "Every model has frozen weights of its own.",
+    "shared": "Models of ours share their frozen weights; PEFT's have their own.",
+}
 ONCE = ("init", "attach", "merge", "unmerge", "save", "load")
 
 
@@ -70,7 +74,7 @@ def _caption(bench: Json, shape: Json) -> str:
         f"Medians of {shape['rounds']} interleaved rounds on {threads} thread{'s' if threads > 1 else ''} of "
         f"{bench['environment'].get('cpu', 'an unknown processor')}, with 95 % intervals; methods are timed in groups, "
         "each with the floor and lora. Ratios are formed within a round; the floor's with itself is known to "
-        f"±{significant(float(shape['noise']), 1)}. The floor is the frozen base: its forward pass and the gradient of "
+        f"±{significant(float(shape['noise']), 1)}. {WEIGHTS[bench.get('weights', 'shared')]} The floor is the frozen base: its forward pass and the gradient of "
         "its input. PEFT's own: the same method of PEFT with equal hyperparameters, where it has one."
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from evaluation.bench.pairs import BASELINE, Entry
+from evaluation.peers import PeftPeer
 from variants.core import Variant
 
 MEMORY = 10 * 2**30  # bytes for the replicas of a group
@@ -32,10 +33,13 @@ def grouped(entries: Sequence[Entry], base_bytes: int, memory: int = MEMORY, mos
 
 
 def need(entry: Entry, base_bytes: int) -> int:
-    """Bytes, about: what trains a matrix of the base's size has it with its gradient and two moments; ours have at most
-    the singular bases of every layer; a peer has the whole base again."""
+    """Bytes, about. Every contestant has the whole base; what trains it all has its gradient and two moments too, and
+    ``dense`` a change of every layer with these beside it. Of ours, the others have at most the singular bases of every
+    layer beside it, and what trains between them; PEFT's little, but for BOFT's permutations as square matrices."""
     return sum(round(_copies(variant) * base_bytes) for variant in entry.contestants().values())
 
 
 def _copies(variant: Variant) -> float:
-    return 4.0 if variant.name in ("full", "dense") else 1.5
+    if isinstance(variant, PeftPeer):
+        return 3.0 if variant.kind == "BOFT" else 1.5
+    return {"full": 4.1, "dense": 5.0}.get(variant.name, 3.2)

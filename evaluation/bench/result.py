@@ -69,7 +69,8 @@ class Start(_Part):
 
 
 class Bench(_Part):
-    """``settings``: label -> hyperparameters. ``left_out``: label -> why it could not be timed."""
+    """``settings``: label -> hyperparameters of all that was asked for. ``left_out``: label -> why it could not be
+    timed. ``weights``: whether every model had frozen weights of its own, or ours had them in common, as once."""
 
     format: Literal[1] = 1
     model: str
@@ -78,6 +79,7 @@ class Bench(_Part):
     rank: int
     threads: int
     compile: bool = False
+    weights: Literal["shared", "own"] = "shared"
     environment: dict[str, Any]
     settings: dict[str, dict[str, Any]]
     shapes: tuple[Shape, ...] = Field(min_length=1)

@@ -1,4 +1,7 @@
-"""The bench itself: groups of methods on replicas of one base, each group through every shape, step by step."""
+"""The bench itself: groups of methods on copies of one base, each group through every shape, step by step.
+
+The floor, every method of ours and each of PEFT's have the frozen weights to themselves, as they have where they are
+used: what shares them would find them in the caches, warmed by the step before."""
 
 from __future__ import annotations
 
@@ -59,6 +62,19 @@ def check(base: Base, settings: Settings) -> None:
             check_compiler(CPU)
     except Refused as error:
         raise Unusable(f"{base.name}: {error}") from error
+
+
+def identity(base: Base, settings: Settings) -> dict[str, Any]:
+    """What two benches must have in common to be compared, as fields of ``Bench``; known before anything is timed."""
+    return {
+        "model": base.name,
+        "digest": base.digest,
+        "where": settings.where,
+        "rank": settings.rank,
+        "threads": settings.threads,
+        "compile": settings.compile,
+        "weights": "own",
+    }
 
 
 def bench(base: Base, settings: Settings, progress: Progress | None = None) -> Bench:
@@ -126,7 +142,7 @@ class _Running:
     def _contestant(self, variant: Variant) -> Contestant:
         batch = self._batch(CALIBRATION)
         training = Training(steps=self.settings.total, compile=self.settings.compile)
-        return contestant(variant, self.settings.where, training, self.floor, batch, self.settings.total)
+        return contestant(variant, self.settings.where, training, self.floor, batch, self.settings.total, own=True)
 
     def _shape(self, shape: tuple[int, int], contestants: dict[str, Contestant]) -> None:
         batch, rounds = self.batches[shape], self.settings.rounds_of(shape)
@@ -157,12 +173,7 @@ class _Running:
             for shape in self.settings.shapes
         )
         return Bench(
-            model=self.base.name,
-            digest=self.base.digest,
-            where=self.settings.where,
-            rank=self.settings.rank,
-            threads=self.settings.threads,
-            compile=self.settings.compile,
+            **identity(self.base, self.settings),
             environment=environment() | {"peft": _release(every)},
             settings={label: hyperparameters(variant) for label, variant in every.items()},
             shapes=shapes,

@@ -59,39 +59,55 @@ def random_batch(rows: int, tokens: int, encoder: nn.Module, classes: int) -> Ba
 
 
 def contestant(
-    variant: Variant, where: Iterable[str], training: Training, floor: Floor, batch: Batch, total: int
+    variant: Variant,
+    where: Iterable[str],
+    training: Training,
+    floor: Floor,
+    batch: Batch,
+    total: int,
+    own: bool = False,
 ) -> Contestant:
-    """A replica of the floor's base with the method attached. Frozen parameters are shared, trained ones are its own.
+    """A replica of the floor's base, as ``replica`` makes it, with the method attached.
 
     Args:
         batch: what a method that needs calibration is calibrated on.
         total: steps that will be taken, so that schedules (rank budgets) do in them what they do in a run.
+        own: whether the replica has frozen parameters of its own.
 
     Raises:
         Refused: the method cannot work here, or cannot be compiled where the training asks for it.
     """
     places, base, device = list(where), floor.model, batch.labels.device
     hidden, classes = base.head.in_features, base.head.out_features
-    shared = {id(p): p for path, p in base.encoder.named_parameters() if not variant.trains_base(path)}
-    # A peer's library may write into the base which it is given: its copy shares nothing.
-    replica = copy.deepcopy(base.encoder, memo={} if isinstance(variant, Peer) else shared)
-    if isinstance(variant, Peer):  # as its users have it: on layers of torch
-        decelerate(replica)
-    stock = Classifier(replica, hidden, classes, seed=0).to(device)
+    encoder = replica(base.encoder, variant, own)
+    stock = Classifier(encoder, hidden, classes, seed=0).to(device)
     stats = calibrate(stock, places, variant.needs, [batch], training.precision)
     with not_kept():  # decompositions count
         began = time.perf_counter()
-        replica = mount(replica, variant, places, 0, training.adapter_dropout, stats)
+        encoder = mount(encoder, variant, places, 0, training.adapter_dropout, stats)
         init_seconds = time.perf_counter() - began
-    model = Classifier(replica, hidden, classes, seed=0).to(device)
+    model = Classifier(encoder, hidden, classes, seed=0).to(device)
     # A small rate: the arithmetic is the same at every rate, and random labels must not make it diverge. But not
     # smaller still: numbers below 1e-38, which are slow, would enter the optimiser's moments.
     trainer = Trainer(model, variant, training, 1e-5, Clock(device), total)
     if not training.compile:
         return Contestant(trainer, init_seconds, None)
-    compile_blocks(replica, device)
+    compile_blocks(encoder, device)
     trainer.rehearse([batch])
     return Contestant(trainer, init_seconds, trainer.clock.seconds()["compile"])
+
+
+def replica(base: nn.Module, variant: Variant, own: bool) -> nn.Module:
+    """The base on which a contestant is made: what ours and what a peer's stands on is decided here and nowhere else.
+
+    Parameters that the method trains are its own. Frozen ones are those of ``base``, unless ``own`` says otherwise; a
+    peer's are always its own, as its library may write into the base which it is given, and its layers are torch's, as
+    its users have them.
+    """
+    if isinstance(variant, Peer):
+        return decelerate(copy.deepcopy(base))
+    frozen = {id(p): p for path, p in base.named_parameters() if not variant.trains_base(path)}
+    return copy.deepcopy(base, memo={} if own else frozen)
 
 
 class Floor:

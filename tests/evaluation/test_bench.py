@@ -1,7 +1,8 @@
-"""The bench on made-up models: pairs that are equal, groups, what is kept, when a ratio got worse, the command line."""
+"""The bench on made-up models: pairs that are equal, groups, what is kept, the command line."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,16 @@ from hypothesis import given, strategies as st
 from torch import Tensor
 
 from evaluation.bench import running
-from evaluation.bench.baseline import check_alike, compared, regressions
 from evaluation.bench.costs import costs
 from evaluation.bench.explain import PLAIN, explained
 from evaluation.bench.groups import MOST, grouped, need
 from evaluation.bench.pairs import PEFT, Entry, entries, known, pairs, usual
-from evaluation.bench.result import Bench, Interval, Shape, Timing, read, text
+from evaluation.bench.result import Bench, Interval, read, text
 from evaluation.bench.running import Progress, bench, hyperparameters
 from evaluation.bench.settings import Settings, parsed_shape
 from evaluation.bench.starts import EXACT, starts
 from evaluation.clock import Clock
+from evaluation.measures import contestants
 from evaluation.measures.contestants import Contestant, Floor, contestant, random_batch
 from evaluation.models import Base
 from evaluation.spec import Training, Unusable
@@ -121,9 +122,34 @@ def test_groups_hold_every_entry_once_under_the_baseline_and_fit(labels: set[str
 
 def test_what_trains_all_needs_most_and_a_peer_counts() -> None:
     lora, full = LoRA(rank=2), entries(["full"], 2, 9)[1]
-    assert need(full, 100) == 400
-    assert need(Entry("lora", lora), 100) == 150
-    assert need(entries([], 2, 9)[0], 100) == 300
+    assert need(full, 100) == 410
+    assert need(Entry("lora", lora), 100) == 320
+    assert need(entries([], 2, 9)[0], 100) == 470
+
+
+def held(c: Contestant) -> int:
+    """Bytes of what a contestant keeps from step to step."""
+    kept = [*c.trainer.model.parameters(), *c.trainer.model.buffers()]
+    trained = [p for p in c.trainer.parameters if c.trainer.optimiser.state.get(p)]
+    kept += [torch.empty_like(p) for p in trained]  # the gradient
+    kept += [c.trainer.optimiser.state[p][moment] for p in trained for moment in ("exp_avg", "exp_avg_sq")]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}.values())
+
+
+@pytest.mark.parametrize("label", ["lora", "pissa", "svf", "svft", "boft", "full", "dense"])
+def test_a_contestant_keeps_no_more_than_it_is_given_room_for(label: str) -> None:
+    """On a model of hardly more than linear layers, of which methods may keep singular bases."""
+    encoder = toy.linear_layers(96)
+    floor = Floor(Classifier(encoder, 96, 2, seed=0), "float32", Clock())
+    batch = random_batch(8, 8, encoder, 2)
+    *_, entry = entries([label], RANK, TOTAL)
+    found = 0
+    for variant in entry.contestants().values():
+        c = contestant(variant, ["all"], Training(), floor, batch, TOTAL, own=True)
+        c.trainer.step(batch)
+        found += held(c)
+    room = need(entry, sum(p.nbytes for p in encoder.parameters()))
+    assert room / 3 < found <= room
 
 
 # ---- the measurement ------------------------------------------------------------------------------------------------
@@ -175,6 +201,32 @@ def test_methods_in_several_groups_all_have_the_baseline_of_their_own(monkeypatc
     assert seen == [["lora", "svf"], ["lora", "bitfit"]]
     assert list(found.shapes[0].methods) == ["lora", "svf", "bitfit"]
     assert totals == [len(ticks)]
+
+
+def shared(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Which contestants have memory in common with another or with the floor."""
+    memory: dict[str, set[int]] = {}
+    interleave = running.interleave
+
+    def watched(floor: Floor, trainers: Any, *rest: Any) -> Any:
+        models = {"floor": floor.model, **{label: trainer.model for label, trainer in trainers.items()}}
+        for label, model in models.items():
+            memory[label] = {x.untyped_storage().data_ptr() for x in (*model.parameters(), *model.buffers())}
+        return interleave(floor, trainers, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "interleave", watched)
+        bench(base(), settings("pissa", "bitfit", "probe"))
+    assert list(memory) == ["floor", "lora", "peft:lora", "pissa", "peft:pissa", "bitfit", "probe"]
+    return {label for pair in itertools.combinations(memory, 2) if memory[pair[0]] & memory[pair[1]] for label in pair}
+
+
+def test_every_model_of_a_bench_has_weights_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared ones are found in the caches, which would favour ours."""
+    assert shared(monkeypatch) == set()
+    replica = contestants.replica
+    monkeypatch.setattr(contestants, "replica", lambda base, variant, _: replica(base, variant, False))
+    assert shared(monkeypatch) == {"floor", "lora", "pissa", "bitfit", "probe"}
 
 
 def test_a_bench_leaves_the_base_as_it_was() -> None:
@@ -266,57 +318,6 @@ def test_a_damaged_file_is_one_line(measured: Bench, tmp_path: Path, damage: str
     with pytest.raises(Unusable, match=f"a.json is not a result of bench --json: .*{said}") as refused:
         read(tmp_path / "a.json")
     assert "\n" not in str(refused.value)
-
-
-# ---- the baseline ---------------------------------------------------------------------------------------------------
-
-
-def made_up(ratio: tuple[float, float, float], noise: float = 0.02, reference: str = "floor", **changes: Any) -> Bench:
-    """A bench in which lora / floor is (low, median, high)."""
-    interval = Interval(low=ratio[0], median=ratio[1], high=ratio[2])
-    timing = Timing(phases={}, ratios={reference: interval}, saved_bytes=1, peak_bytes=1)
-    shape = Shape(rows=2, tokens=5, rounds=6, noise=noise, floor=timing, methods={"lora": timing})
-    fields = {"model": "toy", "digest": "d", "where": ("all",), "rank": 8, "threads": 2, "environment": {}}
-    fields |= {"settings": {}, "shapes": (shape,), "costs": {}, "starts": {}, "left_out": {}}
-    return Bench(**{**fields, **changes})
-
-
-@pytest.mark.parametrize(
-    ("now", "noise", "worse"),
-    [
-        ((1.20, 1.25, 1.30), 0.02, True),
-        ((1.20, 1.25, 1.30), 0.30, False),  # within this bench's noise
-        ((1.09, 1.25, 1.40), 0.02, False),  # the intervals overlap
-        ((1.11, 1.115, 1.12), 0.02, True),
-        ((1.11, 1.115, 1.12), 0.07, False),
-        ((0.80, 0.85, 0.90), 0.02, False),  # better
-        ((1.00, 1.05, 1.10), 0.02, False),  # the same
-    ],
-)
-def test_a_ratio_is_worse_beyond_interval_and_noise(now: tuple[float, float, float], noise: float, worse: bool) -> None:
-    before = made_up((1.00, 1.05, 1.10))
-    found = regressions(before, made_up(now, noise))
-    assert bool(found) is worse
-    assert bool(regressions(made_up((1.00, 1.05, 1.10), noise), made_up(now))) is worse, "either noise counts"
-    assert bool(regressions(made_up(now, noise), before)) is (now[2] < 1.00), "the other way round"
-    if worse:
-        assert str(found[0]).startswith("2x5 lora / floor: 1.050 [1.000, 1.100] became")
-    assert compared(before, made_up(now)) == 1
-
-
-def test_only_what_both_have_is_compared() -> None:
-    before, now = made_up((1.0, 1.1, 1.2), reference="peft"), made_up((2.0, 2.1, 2.2))
-    assert regressions(before, now) == []
-    assert compared(before, now) == 0
-
-
-@pytest.mark.parametrize("change", [{"threads": 1}, {"rank": 4}, {"model": "other"}, {"where": ("query",)}])
-def test_unlike_benches_are_not_compared(change: dict[str, Any]) -> None:
-    (what,) = change
-    with pytest.raises(Unusable, match=f"the baseline has {what} .* only like can be compared with like"):
-        regressions(made_up((1, 1, 1)), made_up((1, 1, 1), **change))
-    with pytest.raises(Unusable, match="only like"):
-        check_alike(made_up((1, 1, 1)), made_up((1, 1, 1), **change).model_dump())
 
 
 # ---- words ----------------------------------------------------------------------------------------------------------

@@ -45,6 +45,19 @@ def bert(seed: int = 0) -> nn.Module:
     return _moved(lambda: BertModel(config, add_pooling_layer=False), seed)
 
 
+def linear_layers(width: int) -> nn.Module:
+    """One layer of random weights: hardly a parameter outside its linear layers."""
+    config = BertConfig(
+        hidden_size=width,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=4 * width,
+        vocab_size=8,
+        max_position_embeddings=8,
+    )
+    return _moved(lambda: BertModel(config, add_pooling_layer=False), 0)
+
+
 def gpt2(seed: int = 0) -> nn.Module:
     """Two layers of a decoder whose linear layers are Conv1D, which store their weight transposed."""
     config = GPT2Config(n_embd=HIDDEN, n_layer=2, n_head=2, vocab_size=VOCAB, n_positions=40)

@@ -90,6 +90,17 @@ def test_the_noise_the_threads_and_what_is_missing_are_said() -> None:
     assert "±0.01" in to_markdown(tables(made_up())["step_32x16"])
 
 
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ({"weights": "own"}, "Every model has frozen weights of its own."),
+        ({}, "Models of ours share their frozen weights; PEFT's have their own."),
+    ],
+)
+def test_whose_the_frozen_weights_were_is_said(weights: dict[str, str], said: str) -> None:
+    assert said in tables({**made_up(), **weights})["step_32x16"].caption
+
+
 def test_a_method_and_pefts_own_share_a_colour() -> None:
     bench = made_up()
     drawn = figure(bench, bench["shapes"][0])
