@@ -34,7 +34,7 @@ def bench(
     starts: Annotated[bool, typer.Option("--starts", help="Also time PiSSA's start on all layers.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for a report page with tables and figures.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the numbers.")] = None,
-    baseline: Annotated[Path | None, typer.Option(help="Earlier --json file: exit 1 if a ratio got worse.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="Earlier --json file: exit 1 unless its ratios hold.")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the blocks of every model.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Only say what each fast path chooses.")] = False,
     plugin: Plugins = [],  # noqa: B006
@@ -82,12 +82,11 @@ def print_bench(found: Any, out: Path | None) -> None:
 
 
 def against_baseline(earlier: Any, found: Any) -> None:
-    """Says what got worse, and ends with 1 if anything did."""
-    from evaluation.bench.baseline import RULE, compared, regressions
+    """Says what got worse, what is gone and what was not compared, and ends with 1 unless the baseline is held."""
+    from evaluation.bench.baseline import judged
 
-    worse = regressions(earlier, found)
-    for line in worse:
-        console.print(f"worse: {line}", soft_wrap=True)
-    console.print(f"{len(worse)} of {compared(earlier, found)} ratios got worse than the baseline's ({RULE})")
-    if worse:
+    verdict = judged(earlier, found)
+    for line in verdict.lines():
+        console.print(line, soft_wrap=True, markup=False)
+    if not verdict.held:
         raise typer.Exit(1)

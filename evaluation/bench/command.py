@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeRemainingColumn
 
-from evaluation.bench.baseline import check_alike
+from evaluation.bench.baseline import check_alike, check_shapes
 from evaluation.bench.pairs import known, usual
 from evaluation.bench.result import Bench
-from evaluation.bench.running import Progress, bench, check
+from evaluation.bench.running import Progress, bench, check, identity
 from evaluation.bench.settings import SHAPES, Settings, parsed_shape
 from evaluation.machine import cores
 from evaluation.models import Base, load_base
@@ -44,8 +44,8 @@ def prepared(
     base = load_base(model)
     check(base, settings)
     if earlier is not None:
-        about = {"where": settings.where, "rank": rank, "threads": settings.threads, "compile": compile}
-        check_alike(earlier, about | {"model": base.name, "digest": base.digest})
+        check_alike(earlier, identity(base, settings))
+        check_shapes(earlier, settings.shapes)
     return base, settings
 
 

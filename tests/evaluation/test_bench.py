@@ -362,8 +362,17 @@ def test_the_verb(tmp_path: Path) -> None:
     for timing in faster["shapes"][0]["methods"].values():
         timing["ratios"] = {k: {n: v / 1000 for n, v in r.items()} for k, r in timing["ratios"].items()}
     faster["shapes"][0]["noise"] = 0.0
+    faster["environment"]["torch"] = "1.0 [old]"
+    faster["shapes"][0]["methods"]["svf"] = faster["shapes"][0]["methods"]["full"]
     (tmp_path / "faster.json").write_text(json.dumps(faster))
     done = tiny.svdbench("bench", *asked, "--baseline", tmp_path / "faster.json")
     assert done.returncode == 1, done.stderr
     assert "worse: 2x6 full / floor" in done.stdout
+    assert "/ lora" not in done.stdout
+    assert "warning: torch was 1.0 [old] and is" in done.stdout
+    assert "not compared: svf, as not asked for now" in done.stdout
     assert "ratios got worse than the baseline's" in done.stdout
+    asked[asked.index("2x6")] = "2x7"
+    done = tiny.svdbench("bench", *asked, "--baseline", kept)
+    assert done.returncode == 2, done.stderr
+    assert "the baseline has no batches of 2x7: ask for --shape 2x6" in done.stderr
