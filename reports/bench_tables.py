@@ -69,13 +69,14 @@ def _phases(timing: Json) -> list[Cell]:
 
 
 def _caption(bench: Json, shape: Json) -> str:
-    threads = int(bench["threads"])
+    threads, weights = int(bench["threads"]), WEIGHTS[bench.get("weights", "shared")]
     return (
         f"Medians of {shape['rounds']} interleaved rounds on {threads} thread{'s' if threads > 1 else ''} of "
         f"{bench['environment'].get('cpu', 'an unknown processor')}, with 95 % intervals; methods are timed in groups, "
         "each with the floor and lora. Ratios are formed within a round; the floor's with itself is known to "
-        f"±{significant(float(shape['noise']), 1)}. {WEIGHTS[bench.get('weights', 'shared')]} The floor is the frozen base: its forward pass and the gradient of "
-        "its input. PEFT's own: the same method of PEFT with equal hyperparameters, where it has one."
+        f"±{significant(float(shape['noise']), 1)}. {weights} The floor is the frozen base: its forward "
+        "pass and the gradient of its input. PEFT's own: the same method of PEFT with equal hyperparameters, where it "
+        "has one."
     )
 
 
