@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.autograd import forward_ad
 
 from tests.variants.models import by_name, host_of
 from variants.core import Variant, attach, create, layer_states
@@ -112,20 +113,55 @@ def test_a_row_which_the_update_undoes_has_no_length_below_zero() -> None:
     assert bool((changed_rows(W, W, -torch.eye(5), 1.0) < 1e-2).all())
 
 
-def _doubled(layer: nn.Linear) -> Any:
+def _doubled(layer: nn.Linear) -> None:
     with torch.no_grad():
         layer.weight.mul_(2)
 
 
-@pytest.mark.parametrize("change", [_doubled, lambda layer: layer.double(), lambda layer: layer.bfloat16()])
-def test_remembered_lengths_follow_the_weight(change: Any) -> None:
+def _written_past_autograd(layer: nn.Linear) -> None:
+    layer.weight.data.mul_(2)
+
+
+def _other_data(layer: nn.Linear) -> None:
+    """As where a measure swaps rounded weights in, and later others which lie where the first ones lay."""
+    own = layer.weight.data
+    other = own * 2
+    layer.weight.data = other
+    squared_rows(layer.weight)
+    layer.weight.data = own
+    layer.weight.data = other.mul_(2)
+
+
+CHANGES = [
+    _doubled,
+    _written_past_autograd,
+    _other_data,
+    lambda layer: layer.double(),
+    lambda layer: layer.bfloat16(),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_lengths_follow_the_weight(change: Any) -> None:
     layer = nn.Linear(6, 5).requires_grad_(False)
-    first: Tensor = squared_rows(layer.weight)
-    assert squared_rows(layer.weight) is first, "computed once"
+    squared_rows(layer.weight)
     change(layer)
     wide = layer.weight if layer.weight.dtype == torch.float64 else layer.weight.float()
-    close(squared_rows(layer.weight), wide.square().sum(1), 1e-7, "after the change")
+    close(squared_rows(layer.weight), wide.square().sum(1), 5e-7, "after the change")
     assert squared_rows(layer.weight).dtype == wide.dtype
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own, in its forward mode
+def test_lengths_under_transforms_of_the_weight() -> None:
+    many = torch.randn(3, 5, 6, generator=generator(7), dtype=torch.float64)
+    W, direction = many[:2]
+    close(torch.func.vmap(squared_rows)(many), many.square().sum(2), 1e-14, "vmap")
+    _, moved = torch.func.jvp(squared_rows, (W,), (direction,))
+    close(moved, 2 * (W * direction).sum(1), 1e-14, "jvp")
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(squared_rows(forward_ad.make_dual(W, direction))).tangent
+    assert tangent is not None
+    close(tangent, moved, 1e-14, "forward mode")
 
 
 def test_lengths_found_without_autograd_serve_training() -> None:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from variants.core.linalg import full_precision, raised
-
-_KNOWN: WeakIdKeyDictionary = WeakIdKeyDictionary()  # frozen weight -> its state, and its squared lengths
 
 
 @full_precision
@@ -25,12 +22,6 @@ def changed_rows(W: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:  # sh
 
 
 def squared_rows(W: Tensor) -> Tensor:  # shape: (out,)
-    """``||W_i||^2`` for each row i, in float32 or above; remembered as long as a frozen W lives and is not changed."""
-    if W.requires_grad or torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or W.is_inference():
-        return raised(W).square().sum(1)
-    state = W._version, W.data_ptr(), W.dtype, W.device  # a module's ``to`` puts other data into the same parameter
-    known, squares = _KNOWN.get(W, (None, None))
-    if known != state:
-        squares = raised(W.detach()).square().sum(1)
-        _KNOWN[W] = state, squares
-    return squares
+    """``||W_i||^2`` for each row i, in float32 or above."""
+    # Not remembered: no sign tells of a write through ``W.data``, and one pass over W costs little more than a look-up.
+    return torch.linalg.vector_norm(raised(W), dim=1).square()
