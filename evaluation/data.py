@@ -171,7 +171,21 @@ def extremes(split: Split, batches: Sequence[Sequence[int]]) -> tuple[Sequence[i
     return (batches[narrow],) if width[narrow] == width[wide] else (batches[narrow], batches[wide])
 
 
-def evaluation_batches(split: Split, batch_size: int = 64) -> list[list[int]]:
-    """Index lists that cover the split once, rows of similar length together."""
-    order = sorted(range(len(split)), key=lambda i: (len(split.tokens[i]), i))
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+def evaluation_batches(split: Split, most: int, padding: float = 0.1) -> list[list[int]]:
+    """Index lists that cover the split once, rows of similar length together.
+
+    Args:
+        most: tokens of a batch, padding included; a longer row is a batch of its own.
+        padding: share of ``most`` that may be padding.
+    """
+    batches: list[list[int]] = []
+    real = 0  # tokens of the last batch
+    for i in sorted(range(len(split)), key=lambda i: (len(split.tokens[i]), i)):
+        length = len(split.tokens[i])
+        size = length * (len(batches[-1]) + 1) if batches else 0
+        if not batches or size > most or size - real - length > padding * most:
+            batches.append([])
+            real = 0
+        batches[-1].append(i)
+        real += length
+    return batches

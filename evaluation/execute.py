@@ -19,6 +19,7 @@ from evaluation.clock import Clock
 from evaluation.compiling import check_compiler, compiled
 from evaluation.data import Data, Split, axis_seed, extremes, tokenise, training_batches
 from evaluation.digests import source_digest
+from evaluation.features import BaseFeatures, is_untouched
 from evaluation.feeding import fed
 from evaluation.kept import keep
 from evaluation.machine import environment
@@ -48,7 +49,7 @@ from evaluation.spec import (
     Unusable,
     key,
 )
-from evaluation.training import Classifier, Diverged, Trainer, logits, seeded
+from evaluation.training import Classifier, Diverged, Trainer, features as features_of, logits, outputs_of, seeded
 from variants.core import Refused, Variant, create, method
 
 FEWEST = 3  # texts that forgetting is measured on: similarities of fewer cannot be ranked
@@ -62,6 +63,7 @@ class Workbench:
     benchmark: str
     device: torch.device
     base: Base = field(init=False)
+    known: BaseFeatures = field(init=False, default_factory=BaseFeatures)
     _data: dict[tuple[str, int], Data] = field(init=False, default_factory=dict)
     _others: dict[str, list[int]] = field(init=False, default_factory=dict)
 
@@ -208,7 +210,7 @@ def _score(run: ScoreRun, bench: Workbench, clock: Clock, measures: dict[str, An
         measures["parameters"] = parameters(encoder, variant)
         split = data.validation if run.split == "validation" else data.test
         if run.merging:
-            measures["start"] = start(model, variant, split, run.merging, clock)
+            measures["start"] = start(model, variant, split, run.merging, clock, bench.known)
         if run.forecast:
             measures["curvature"] = _curvature(run, model, variant, data, clock)
         measures["training"] = {"loss": []}
@@ -216,7 +218,7 @@ def _score(run: ScoreRun, bench: Workbench, clock: Clock, measures: dict[str, An
         if curve:
             measures["curve"] = curve.result()
         _train(run, model, variant, data, bench.device, clock, measures["training"]["loss"], watch, curve)
-        outputs = logits(model, split, clock, bench.device, run.training.precision)
+        outputs = _outputs(model, split, bench, run.training.precision, clock)
         if not bool(torch.isfinite(outputs).all()):
             raise Diverged("the outputs after training are not finite")
         measures["score"] = score(outputs, split)
@@ -225,9 +227,20 @@ def _score(run: ScoreRun, bench: Workbench, clock: Clock, measures: dict[str, An
         if watch:
             measures["spectrum"] = watch.after(model, variant)
         if run.merging:
-            measures["merging"] = merging(model, variant, stock, split, run.merging, clock, run.seed)
+            measures["merging"] = merging(model, variant, stock, split, run.merging, clock, run.seed, bench.known)
     if run.merging:
         measures["merging"]["restored"] = same_bits(base, stock)
+
+
+def _outputs(model: Classifier, split: Split, bench: Workbench, precision: str, clock: Clock) -> Tensor:
+    """Of the trained model; where only its head has changed, from features that may be known."""
+    if not is_untouched(model.encoder):
+        return logits(model, split, clock, bench.device, precision)
+
+    def find() -> Tensor:
+        return features_of(model, split, clock, bench.device, precision)
+
+    return outputs_of(model, bench.known.of(split, f"computed in {precision}", find), precision)
 
 
 def seed_of(run: ScoreRun, axis: Axis) -> int:

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from evaluation.clock import Clock
 from evaluation.data import Split, task_loss
+from evaluation.features import BaseFeatures
 from evaluation.measures.merging.stored import switched_off
 from evaluation.peers import is_peer
 from evaluation.spec import Merging
-from evaluation.training import Classifier, logits
+from evaluation.training import Classifier, features, logits, outputs_of
 from variants.core import Variant
 
 KINDS = ("max_logit_change", "relative_change", "loss_base", "loss_start", "exact_init")
 
 
-def start(model: Classifier, variant: Variant, split: Split, spec: Merging, clock: Clock) -> dict[str, Any]:
+def start(
+    model: Classifier, variant: Variant, split: Split, spec: Merging, clock: Clock, known: BaseFeatures | None = None
+) -> dict[str, Any]:
     """Compares the freshly adapted model with its base on the first ``spec.items`` items. To be called before training.
+
+    Args:
+        known: features of this base that were found before.
 
     Returns:
         max_logit_change: the largest difference of a logit. relative_change: that divided by the largest magnitude of a
@@ -31,8 +39,12 @@ def start(model: Classifier, variant: Variant, split: Split, spec: Merging, cloc
     found["loss_start"] = task_loss(adapted, gold).item()
     if is_peer(model.encoder):
         return found
-    with switched_off(model.encoder):
-        base = logits(model, split, clock, device)
+
+    def untouched() -> Tensor:
+        with switched_off(model.encoder):
+            return features(model, split, clock, device)
+
+    base = outputs_of(model, (known or BaseFeatures()).of(split, "float32", untouched))
     change = (adapted - base).abs().max().item()
     found |= {"max_logit_change": change, "relative_change": change / base.abs().max().item()}
     return found | {"loss_base": task_loss(base, gold).item(), "exact_init": variant.exact_init}

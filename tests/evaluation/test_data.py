@@ -161,8 +161,12 @@ def test_axes_have_seeds_of_their_own():
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 200])
 def test_evaluation_covers_a_split_once_with_rows_alike(n):
     split = toy.split(n, 1, longest=40)
-    batches = evaluation_batches(split)
+    batches = evaluation_batches(split, most=256)
     assert sorted(i for batch in batches for i in batch) == list(range(n))
-    assert max(map(len, batches)) <= 64
+    sizes = [split.batch(batch).attention_mask for batch in batches]
+    assert max(mask.numel() for mask in sizes) <= 256
+    assert max(int((mask == 0).sum()) for mask in sizes) <= 26, "a tenth may be padding"
+    assert len(batches) <= 3 + 40 * n // 128, "no more batches than it takes"
+    assert evaluation_batches(split, most=1) == [[i] for batch in batches for i in batch]
     lengths = [len(split.tokens[i]) for batch in batches for i in batch]
     assert lengths == sorted(lengths)

@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from evaluation import training
 from evaluation.clock import Clock
-from evaluation.data import Split
+from evaluation.data import Split, evaluation_batches
+from evaluation.features import BaseFeatures
 from evaluation.measures.merging import merging, outputs, stored
 from evaluation.spec import Merging
-from evaluation.training import Classifier, logits
+from evaluation.training import Classifier
 from tests.evaluation import toy
 from tests.evaluation.merge_cases import MODELS, Gated, WithBiases, WithWeights, merge_case
 from variants.core import Variant, detach, layer_states
@@ -195,10 +197,10 @@ def rounded_wherever_there_is_a_matrix(_: nn.Module, tensors: Any, rounding: Any
     return {path: rounding(W.detach()) if W.ndim == 2 else W.detach() for path, W in tensors.items()}
 
 
-def into_float32(case: outputs.Case, rounding: Any) -> Tensor:
+def into_float32(case: outputs.Case, rounding: Any, base: Any) -> Tensor:
     named = case.model.encoder.named_parameters()
     with stored.swapped({p: case.base[path] for path, p in named if path in case.base}):
-        return case.merged(rounding)[0]
+        return case.merged(rounding, base)[0]
 
 
 ORIGINALS = ("not original", "rest not quantised")
@@ -213,7 +215,7 @@ def test_a_broken_merge_is_caught(monkeypatch, case):
     elif case == "no bfloat16":
         monkeypatch.setattr(outputs, "Rounding", lambda f: outputs.EXACT if f == "bfloat16" else stored.Rounding(f))
     elif case == "not original":
-        monkeypatch.setattr(outputs.Case, "merged_into_original", lambda self, rounding: self.merged(rounding)[0])
+        monkeypatch.setattr(outputs.Case, "merged_into_original", lambda self, *both: self.merged(*both)[0])
     elif case == "rest not quantised":
         monkeypatch.setattr(outputs.Case, "merged_into_original", into_float32)
     else:
@@ -269,21 +271,54 @@ def test_a_dtype_too_narrow_for_the_weights_is_said_and_not_scored():
 def test_merging_leaves_the_model_as_it_was(monkeypatch, name, fail_at):
     model, variant, stock = merge_case(name)
     before, calls = toy.bits(model), []
+    passes = 5 if name == "probe" else 19  # what stays the base has one output in each of the five formats
 
-    def failing(*arguments: Any) -> Tensor:
+    def failing(*arguments: Any) -> Any:
         calls.append(None)
         if len(calls) - 1 == fail_at:
             raise MemoryError
-        return logits(*arguments)
+        return evaluation_batches(*arguments)
 
-    monkeypatch.setattr(outputs, "logits", failing)
-    if fail_at is None:
+    monkeypatch.setattr(training, "evaluation_batches", failing)
+    if fail_at is None or fail_at >= passes:
         measure((model, variant, stock))
     else:
         with pytest.raises(MemoryError):
             measure((model, variant, stock))
+    assert len(calls) == passes if fail_at is None or fail_at >= passes else fail_at + 1
     assert toy.same(before, toy.bits(model))
     for host in hosts(model.encoder).values():
         assert (host.switch.active, host.switch.merged) == ({"default": 1.0}, False)
     detach(model.encoder, merge=False)
     assert toy.same(toy.bits(MODELS["bert"][0]()), toy.bits(model.encoder))
+
+
+@pytest.mark.parametrize("name", ["lora", "pissa", "full", "probe"])
+def test_what_is_known_of_the_base_changes_nothing_and_spares_its_passes(monkeypatch, name):
+    passes = []
+    monkeypatch.setattr(training, "evaluation_batches", lambda *a: passes.append(None) or evaluation_batches(*a))
+    known, split = BaseFeatures(), toy.data().test
+
+    def found(head: int) -> tuple[dict[str, Any], int]:
+        model, variant, stock = merge_case(name)
+        with torch.no_grad():
+            model.head.weight.add_(head)
+        begun = len(passes)
+        made = merging(model, variant, stock, split, Merging(items=ITEMS, depth="full"), Clock(), 3, known)
+        return {key: value for key, value in made.items() if key != "cost"}, len(passes) - begun
+
+    (first, before), (again, after), (other, _) = found(0), found(0), found(1)
+    assert first == again
+    assert before - after == 5, "the base in each of the formats"
+    known = BaseFeatures()
+    assert found(1)[0] == other, "heads are not remembered"
+
+
+def test_features_are_told_apart_by_texts_and_state_and_the_oldest_go() -> None:
+    one, two = toy.data().test.head(3), toy.data().test.head(4)
+    known, rows = BaseFeatures(most=2 * 8 * 4), torch.zeros(2, 4)
+    found = [known.of(split, state, rows.clone) for split in (one, two) for state in ("a", "b")]
+    assert len({id(tensor) for tensor in found}) == 4
+    assert known.of(two, "b", rows.clone) is found[3]
+    assert known.of(two, "a", rows.clone) is found[2]
+    assert known.of(one, "a", rows.clone) is not found[0], "no more than two fit"

@@ -452,7 +452,7 @@ def of_lengths_too(before: Tensor, after: Tensor) -> dict[str, Any]:
 
 
 def unordered(model: Classifier, split: Any) -> Tensor:
-    return forgotten.features(model, split)[torch.tensor(evaluation_batches(split)[0])]
+    return forgotten.features(model, split)[torch.tensor([i for batch in evaluation_batches(split, 64) for i in batch])]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, strategies as st
 from torch import Tensor
 
-from variants.core.rounding import BLOCK, FORMATS, NF4_LEVELS, Format, Rounding
+from variants.core.rounding import BLOCK, FORMATS, NF4_LEVELS, Format, Rounding, _next_level
 
 
 def drawn(rows: int, columns: int, seed: int = 0, scale: float = 0.02) -> Tensor:
@@ -94,3 +94,10 @@ def test_the_same_generator_gives_the_same_numbers() -> None:
 def test_an_unknown_format_is_refused() -> None:
     with pytest.raises(ValueError, match="no format 'int3': there are float32"):
         Rounding("int3")  # type: ignore[arg-type]
+
+
+def test_the_next_level_of_nf4_is_that_of_a_search() -> None:
+    levels = torch.tensor(NF4_LEVELS)
+    around = torch.cat([levels, levels.nextafter(levels + 1), levels.nextafter(levels - 1)]).clamp(-1, 1)
+    x = torch.cat([around, torch.rand(5000, generator=torch.Generator().manual_seed(0)) * 2 - 1])
+    assert torch.equal(_next_level(x).long(), torch.searchsorted(levels, x).clamp(1, 15))

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from evaluation.clock import Clock
 from evaluation.data import Split
+from evaluation.features import BaseFeatures, is_untouched
 from evaluation.measures.merging.stored import rounded_base, stored_merged, swapped, without_adaptation
 from evaluation.measures.merging.updates import Changed, Stored, by_chance, survived
-from evaluation.training import Classifier, logits
+from evaluation.training import Classifier, features, logits, outputs_of
 from variants.core.host import oriented
 from variants.core.rounding import EXACT, Format, Rounding
 
@@ -34,8 +35,12 @@ class Case:
     split: Split
     clock: Clock
     seed: int
+    known: BaseFeatures  # of the base in its storage formats
 
-    def outputs(self) -> Tensor:  # shape: (items, classes)
+    def outputs(self, base: Rounding) -> Tensor:  # shape: (items, classes)
+        """Outputs of the model as it is at this moment, where its base is rounded like this."""
+        if is_untouched(self.model.encoder):
+            return self.stock(base)
         return logits(self.model, self.split, self.clock, self.model.head.weight.device)
 
     @property
@@ -47,25 +52,30 @@ class Case:
 
     def stock(self, rounding: Rounding) -> Tensor:
         """Outputs of the rounded base alone; to be asked for inside ``on_base``."""
-        with without_adaptation(self.model.encoder, self.base, rounding):
-            return self.outputs()
 
-    def merged(self, rounding: Rounding) -> tuple[Tensor, list[Tensor]]:
-        """Outputs of the merged model, and the weights which its changed layers store."""
+        def alone() -> Tensor:
+            with without_adaptation(self.model.encoder, self.base, rounding):
+                return features(self.model, self.split, self.clock, self.model.head.weight.device)
+
+        return outputs_of(self.model, self.known.of(self.split, rounding.format or "float32", alone))
+
+    def merged(self, rounding: Rounding, base: Rounding) -> tuple[Tensor, list[Tensor]]:
+        """Outputs of the model merged with one rounding ``on_base`` of another, and the weights which its changed
+        layers store."""
         with stored_merged(self.model.encoder, self.base, rounding):
-            return self.outputs(), [layer.present() for layer in self.layers]
+            return self.outputs(base), [layer.present() for layer in self.layers]
 
     @cached_property
     def exact(self) -> tuple[Tensor, Tensor]:
         """Outputs of the float32 base, alone and with the adapter."""
-        return self.stock(EXACT), self.outputs()
+        return self.stock(EXACT), self.outputs(EXACT)
 
-    def merged_into_original(self, rounding: Rounding) -> Tensor:
+    def merged_into_original(self, rounding: Rounding, base: Rounding) -> Tensor:
         """Outputs with the adapter merged into the weights it was trained on; inside ``on_base``, all else is as
         stored."""
         original = {one.layer.get_parameter("weight"): oriented(one.layer, one.W) for one in self.layers}
         with swapped(original):
-            return self.merged(rounding)[0]
+            return self.merged(rounding, base)[0]
 
 
 @torch.no_grad()
@@ -73,8 +83,8 @@ def in_format(case: Case, format: Format, deployments: bool) -> dict[str, Any]:
     """What ``merging`` returns for one format."""
     nearest = Rounding(format)
     with case.on_base(nearest):
-        stock, adapted = case.exact if format == "float32" else (case.stock(nearest), case.outputs())
-        folded, stored = case.merged(nearest)
+        stock, adapted = case.exact if format == "float32" else (case.stock(nearest), case.outputs(nearest))
+        folded, stored = case.merged(nearest, nearest)
         if not bool(torch.stack([stock, adapted, folded]).isfinite().all()):
             return {"overflow": True} | dict.fromkeys((*EFFECT, *MERGED, "stochastic", "deployments"))
         weights = [_updated(one, nearest) for one in case.layers]
@@ -84,13 +94,14 @@ def in_format(case: Case, format: Format, deployments: bool) -> dict[str, Any]:
             return compared(stock, adapted, out, case.gold) | survived(layers)
 
         found: dict[str, Any] = {"overflow": False, **effect(stock, adapted, case.gold), **figures(folded, stored)}
-        found["stochastic"] = None if format == "float32" else figures(*case.merged(by_chance(format, case.seed)))
+        chance = None if format == "float32" else by_chance(format, case.seed)
+        found["stochastic"] = None if chance is None else figures(*case.merged(chance, nearest))
         # What trains the base itself is no adapter which could be used beside it, or merged into another.
         ways: dict[str, Tensor] = {}
         if deployments and nearest.quantises and not any(one.trained for one in case.layers):
             half = Rounding("bfloat16")
-            ways = {"beside": adapted, "bfloat16": case.merged(half)[0]}
-            ways |= {"original": case.merged_into_original(half), "requantised": folded}
+            ways = {"beside": adapted, "bfloat16": case.merged(half, nearest)[0]}
+            ways |= {"original": case.merged_into_original(half, nearest), "requantised": folded}
     found["deployments"] = deployed(case, ways) if ways else None
     return found
 

@@ -8,20 +8,16 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from evaluation.data import Split, evaluation_batches
+from evaluation import training
+from evaluation.clock import Clock
+from evaluation.data import Split
 from evaluation.training import Classifier
 
 
-@torch.inference_mode()
 def features(model: Classifier, split: Split) -> Tensor:
     """The embeddings of a split in its own order, which are what the task head sees: the mean of the last hidden states
     over the real tokens. Shape (items, hidden), float64 on the CPU, computed in float32 without dropout."""
-    model.eval()
-    rows: dict[int, Tensor] = {}
-    for index in evaluation_batches(split):
-        found = model.features(split.batch(index).to(model.head.weight.device)).double().cpu()
-        rows |= dict(zip(index, found, strict=True))
-    return torch.stack([rows[i] for i in range(len(split))])
+    return training.features(model, split, Clock(), model.head.weight.device).double().cpu()
 
 
 def forgetting(before: Tensor, after: Tensor) -> dict[str, Any]:
