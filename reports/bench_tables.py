@@ -9,7 +9,7 @@ from reports.table import EMPTY, Cell, Column, Table, digits, text, to_its_inter
 from reports.tables import MEBI, METHOD, interval_cell
 
 PEFT = "peft:"  # before the label of a method: PEFT's implementation of it
-WEIGHTS = {  # who has the frozen weights: what shares them finds them in the caches
+WEIGHTS = {  # who has the frozen weights: what shares them may find them in the caches
     "own": "Every model has frozen weights of its own.",
     "shared": "Models of ours share their frozen weights; PEFT's have their own.",
 }

@@ -1,7 +1,7 @@
 """The bench itself: groups of methods on copies of one base, each group through every shape, step by step.
 
 The floor, every method of ours and each of PEFT's have the frozen weights to themselves, as they have where they are
-used: what shares them would find them in the caches, warmed by the step before."""
+used: what shares them could find them in the caches, warmed by the step before."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Training speed: every method's step, interleaved step by step on one machine that does nothing else.
 
 Each method trains its own replica of the base; replicas of ours share the frozen parameters, as a suite has all its
-methods in memory at once, and what it compares shares alike. A peer's replica shares nothing, and finds less of it in
-the caches: what a peer costs against ours is for ``bench`` to say, where every model owns its weights.
+methods in memory at once, and what it compares shares alike. A peer's replica shares nothing, and may find less of it
+in the caches: what a peer costs against ours is for ``bench`` to say, where every model owns its weights.
 
 In every round each method takes one step on the same batch, so drift of the machine cancels in the ratios, which are
 formed within a round. The order is drawn anew for every round, because a step finds the caches as its predecessor left

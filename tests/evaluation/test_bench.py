@@ -222,7 +222,7 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 
 def test_every_model_of_a_bench_has_weights_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shared ones are found in the caches, which would favour ours."""
+    """Shared ones may be found in the caches, which would favour ours."""
     assert shared(monkeypatch) == set()
     replica = contestants.replica
     monkeypatch.setattr(contestants, "replica", lambda base, variant, _: replica(base, variant, False))
