@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from evaluation.bench.result import Costs
-from evaluation.measures.contestants import Contestant
+from evaluation.measures.contestants import Contestant, replica
 from evaluation.measures.replicas import sharing
 from evaluation.peers import is_peer
 from variants.core import Refused, Variant, attach, load, merged, save
@@ -73,7 +73,7 @@ def _peers_costs(
     with suppress(Exception):  # here and below: what PEFT's methods raise where they cannot is not of one kind
         found["save"] = _seconds(lambda _: model.save_pretrained(file, save_embedding_layers=False))
         restore = lambda plain: peft.PeftModel.from_pretrained(plain, file)  # noqa: E731
-        found["load"] = _seconds(restore, lambda: copy.deepcopy(base))
+        found["load"] = _seconds(restore, lambda: replica(base, variant, own=True))
     with suppress(Exception):
         found["merge"], found["unmerge"] = _in_and_out(lambda: _peer_merged(model))
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from evaluation.bench.pairs import pairs
 from evaluation.bench.result import Interval, Start
+from evaluation.measures.contestants import replica
 from evaluation.measures.intervals import interval
 from evaluation.measures.replicas import sharing
 from variants.core import attach, create
@@ -63,7 +63,7 @@ def starts(base: nn.Module, rank: int, where: Sequence[str], folder: Path) -> di
 
 
 def _wrapped(peer: Any, base: nn.Module, where: list[str], spans: list[float]) -> nn.Module:
-    own = copy.deepcopy(base)  # it writes its residuals into what it is given
+    own = replica(base, peer, own=True)  # it writes its residuals into what it is given
     return _timed(lambda: peer.wrap(own, where, 0, 0.0), spans)
 
 
