@@ -77,7 +77,7 @@ def harness_digest() -> str:
     files.append(here / "benchmarks" / "splits.py")  # says which texts forgetting is measured on
     files += [
         here / f"{name}.py"
-        for name in ("calibration", "data", "execute", "features", "models", "mounting", "peers", "training")
+        for name in ("calibration", "data", "execute", "known", "models", "mounting", "peers", "training")
     ]
     libraries = ("numpy", "scipy", "tokenizers", "torch", "transformers")
     versions = [f"{name} = {version(name)!r}" for name in libraries]

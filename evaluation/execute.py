@@ -19,9 +19,9 @@ from evaluation.clock import Clock
 from evaluation.compiling import check_compiler, compiled
 from evaluation.data import Data, Split, axis_seed, extremes, tokenise, training_batches
 from evaluation.digests import source_digest
-from evaluation.features import BaseFeatures, is_untouched
 from evaluation.feeding import fed
 from evaluation.kept import keep
+from evaluation.known import KnownBase, is_untouched
 from evaluation.machine import environment
 from evaluation.measures.contestants import random_batch
 from evaluation.measures.curvature import curvature
@@ -63,7 +63,7 @@ class Workbench:
     benchmark: str
     device: torch.device
     base: Base = field(init=False)
-    known: BaseFeatures = field(init=False, default_factory=BaseFeatures)
+    known: KnownBase = field(init=False, default_factory=KnownBase)
     _data: dict[tuple[str, int], Data] = field(init=False, default_factory=dict)
     _others: dict[str, list[int]] = field(init=False, default_factory=dict)
 
@@ -240,7 +240,7 @@ def _outputs(model: Classifier, split: Split, bench: Workbench, precision: str, 
     def find() -> Tensor:
         return features_of(model, split, clock, bench.device, precision)
 
-    return outputs_of(model, bench.known.of(split, f"computed in {precision}", find), precision)
+    return outputs_of(model, bench.known.features(split, f"computed in {precision}", find), precision)
 
 
 def seed_of(run: ScoreRun, axis: Axis) -> int:

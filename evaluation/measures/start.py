@@ -8,7 +8,7 @@ from torch import Tensor
 
 from evaluation.clock import Clock
 from evaluation.data import Split, task_loss
-from evaluation.features import BaseFeatures
+from evaluation.known import KnownBase
 from evaluation.measures.merging.stored import switched_off
 from evaluation.peers import is_peer
 from evaluation.spec import Merging
@@ -19,12 +19,12 @@ KINDS = ("max_logit_change", "relative_change", "loss_base", "loss_start", "exac
 
 
 def start(
-    model: Classifier, variant: Variant, split: Split, spec: Merging, clock: Clock, known: BaseFeatures | None = None
+    model: Classifier, variant: Variant, split: Split, spec: Merging, clock: Clock, known: KnownBase | None = None
 ) -> dict[str, Any]:
     """Compares the freshly adapted model with its base on the first ``spec.items`` items. To be called before training.
 
     Args:
-        known: features of this base that were found before.
+        known: what was found of this base before.
 
     Returns:
         max_logit_change: the largest difference of a logit. relative_change: that divided by the largest magnitude of a
@@ -44,7 +44,7 @@ def start(
         with switched_off(model.encoder):
             return features(model, split, clock, device)
 
-    base = outputs_of(model, (known or BaseFeatures()).of(split, "float32", untouched))
+    base = outputs_of(model, (known or KnownBase()).features(split, "float32", untouched))
     change = (adapted - base).abs().max().item()
     found |= {"max_logit_change": change, "relative_change": change / base.abs().max().item()}
     return found | {"loss_base": task_loss(base, gold).item(), "exact_init": variant.exact_init}

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from evaluation import training
 from evaluation.clock import Clock
 from evaluation.data import Split, evaluation_batches
-from evaluation.features import BaseFeatures
+from evaluation.known import KnownBase, Remembered
 from evaluation.measures.merging import merging, outputs, stored
 from evaluation.spec import Merging
 from evaluation.training import Classifier
@@ -193,7 +193,7 @@ BROKEN = {  # what stands for the merged weight, from the weight that carries th
 }
 
 
-def rounded_wherever_there_is_a_matrix(_: nn.Module, tensors: Any, rounding: Any) -> dict[str, Tensor]:
+def rounded_wherever_there_is_a_matrix(_: nn.Module, tensors: Any, rounding: Any, *_known: Any) -> dict[str, Tensor]:
     return {path: rounding(W.detach()) if W.ndim == 2 else W.detach() for path, W in tensors.items()}
 
 
@@ -297,7 +297,7 @@ def test_merging_leaves_the_model_as_it_was(monkeypatch, name, fail_at):
 def test_what_is_known_of_the_base_changes_nothing_and_spares_its_passes(monkeypatch, name):
     passes = []
     monkeypatch.setattr(training, "evaluation_batches", lambda *a: passes.append(None) or evaluation_batches(*a))
-    known, split = BaseFeatures(), toy.data().test
+    known, split = KnownBase(), toy.data().test
 
     def found(head: int) -> tuple[dict[str, Any], int]:
         model, variant, stock = merge_case(name)
@@ -310,15 +310,20 @@ def test_what_is_known_of_the_base_changes_nothing_and_spares_its_passes(monkeyp
     (first, before), (again, after), (other, _) = found(0), found(0), found(1)
     assert first == again
     assert before - after == 5, "the base in each of the formats"
-    known = BaseFeatures()
+    known = KnownBase()
     assert found(1)[0] == other, "heads are not remembered"
 
 
-def test_features_are_told_apart_by_texts_and_state_and_the_oldest_go() -> None:
+def test_features_are_told_apart_by_texts_and_state() -> None:
     one, two = toy.data().test.head(3), toy.data().test.head(4)
-    known, rows = BaseFeatures(most=2 * 8 * 4), torch.zeros(2, 4)
-    found = [known.of(split, state, rows.clone) for split in (one, two) for state in ("a", "b")]
+    known, rows = KnownBase(), torch.zeros(2, 4)
+    found = [known.features(split, state, rows.clone) for split in (one, two) for state in ("a", "b")]
     assert len({id(tensor) for tensor in found}) == 4
-    assert known.of(two, "b", rows.clone) is found[3]
-    assert known.of(two, "a", rows.clone) is found[2]
-    assert known.of(one, "a", rows.clone) is not found[0], "no more than two fit"
+    assert known.features(two, "a", rows.clone) is found[2]
+
+
+def test_no_more_is_remembered_than_fits() -> None:
+    known, rows = Remembered(most=2 * 8 * 4), torch.zeros(2, 4)
+    found = [known.of(place, rows.clone) for place in "abc"]
+    again = [known.of(place, rows.clone) for place in "abc"]
+    assert [a is b for a, b in zip(found, again, strict=True)] == [True, True, False]

@@ -98,9 +98,15 @@ def _nf4(W: Tensor, rng: torch.Generator | None) -> Tensor:
     scale = blocks.abs().amax(-1, keepdim=True)
     x = blocks / torch.where(scale > 0, scale, 1.0)
     above = _next_level(x)
-    low, high = levels[above - 1], levels[above]
-    chosen = torch.where(x - low <= high - x, low, high) if rng is None else _by_chance(x, low, high, rng)
+    low, high = _at(levels, above - 1), _at(levels, above)
+    nearer = above - (x - low <= high - x).int()
+    chosen = _at(levels, nearer) if rng is None else _by_chance(x, low, high, rng)
     return (chosen * scale).flatten(1)[:, :width].reshape(rows, width)
+
+
+def _at(levels: Tensor, index: Tensor) -> Tensor:
+    """``levels[index]``, in a fraction of its time."""
+    return levels.index_select(0, index.flatten()).view(index.shape)
 
 
 def _next_level(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from evaluation.clock import Clock
 from evaluation.data import Split
-from evaluation.features import BaseFeatures
+from evaluation.known import KnownBase
 from evaluation.measures.merging import cost, drift, factors
 from evaluation.measures.merging.outputs import Case, in_format
 from evaluation.measures.merging.updates import changed_layers, relative_size, spread, survival
@@ -27,7 +27,7 @@ def merging(
     spec: Merging,
     clock: Clock,
     seed: int = 0,
-    known: BaseFeatures | None = None,
+    known: KnownBase | None = None,
 ) -> dict[str, Any]:
     """Compares the adapted with the merged model on the first ``spec.items`` items of a split.
 
@@ -41,7 +41,7 @@ def merging(
     Args:
         base: the base's parameters by path, as they were before training.
         seed: of stochastic rounding.
-        known: features of this base that were found before.
+        known: what was found of this base before.
 
     Returns:
         items; mergeable (None for a peer, where nothing more is measured); formats, empty unless mergeable. Then
@@ -77,7 +77,7 @@ def merging(
     for host in hosts(encoder).values():
         host.unrebase()
     layers = changed_layers(encoder, base)
-    case = Case(model, base, layers, split, clock, seed, known or BaseFeatures())
+    case = Case(model, base, layers, split, clock, seed, known or KnownBase())
     result["relative_size"] = relative_size(layers)
     result["formats"] = {format: in_format(case, format, deployments=full) for format in spec.formats}
     if full:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evaluation.clock import Clock
 from evaluation.data import Split
-from evaluation.features import BaseFeatures, is_untouched
+from evaluation.known import KnownBase, is_untouched
 from evaluation.measures.merging.stored import rounded_base, stored_merged, swapped, without_adaptation
 from evaluation.measures.merging.updates import Changed, Stored, by_chance, survived
 from evaluation.training import Classifier, features, logits, outputs_of
@@ -35,7 +35,7 @@ class Case:
     split: Split
     clock: Clock
     seed: int
-    known: BaseFeatures  # of the base in its storage formats
+    known: KnownBase
 
     def outputs(self, base: Rounding) -> Tensor:  # shape: (items, classes)
         """Outputs of the model as it is at this moment, where its base is rounded like this."""
@@ -48,7 +48,7 @@ class Case:
         return self.split.targets()
 
     def on_base(self, rounding: Rounding) -> AbstractContextManager[None]:
-        return rounded_base(self.model.encoder, self.base, rounding)
+        return rounded_base(self.model.encoder, self.base, rounding, self.known.weights)
 
     def stock(self, rounding: Rounding) -> Tensor:
         """Outputs of the rounded base alone; to be asked for inside ``on_base``."""
@@ -57,7 +57,7 @@ class Case:
             with without_adaptation(self.model.encoder, self.base, rounding):
                 return features(self.model, self.split, self.clock, self.model.head.weight.device)
 
-        return outputs_of(self.model, self.known.of(self.split, rounding.format or "float32", alone))
+        return outputs_of(self.model, self.known.features(self.split, rounding.format or "float32", alone))
 
     def merged(self, rounding: Rounding, base: Rounding) -> tuple[Tensor, list[Tensor]]:
         """Outputs of the model merged with one rounding ``on_base`` of another, and the weights which its changed

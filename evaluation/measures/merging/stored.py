@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from evaluation.known import Remembered
 from variants.core import merged, trainable_parameters
 from variants.core.host import host_class, hosts, oriented
 from variants.core.rounding import Rounding
@@ -31,22 +33,36 @@ def linear_layers(encoder: nn.Module) -> dict[str, nn.Module]:
     return {path: module for path, module in encoder.named_modules() if host_class(type(module)) is not None}
 
 
-def as_stored(encoder: nn.Module, tensors: Mapping[str, Tensor], rounding: Rounding) -> dict[str, Tensor]:
+def as_stored(
+    encoder: nn.Module, tensors: Mapping[str, Tensor], rounding: Rounding, known: Remembered | None = None
+) -> dict[str, Tensor]:
     """Base parameters by path, as a checkpoint holds them. A half precision rounds them all; int8 and NF4 the weights
-    of linear layers alone, not embeddings, norms and biases."""
+    of linear layers alone, not embeddings, norms and biases.
+
+    Args:
+        known: quantised weights of these tensors, by format and path.
+    """
+    known = known or Remembered(0)
     held = {path: tensor.detach() for path, tensor in tensors.items()}
     if not rounding.quantises:
         return {path: rounding(tensor) for path, tensor in held.items()}
     layers = {f"{path}.weight": layer for path, layer in linear_layers(encoder).items()}
     quantised = {path: (layer, held[path]) for path, layer in layers.items() if path in held}
-    return held | {path: oriented(layer, rounding(oriented(layer, W))) for path, (layer, W) in quantised.items()}
+
+    def stored(path: str) -> Tensor:
+        layer, W = quantised[path]
+        return oriented(layer, rounding(oriented(layer, W)))
+
+    return held | {path: known.of((rounding.format, path), partial(stored, path)) for path in quantised}
 
 
 @contextmanager
-def rounded_base(encoder: nn.Module, base: Mapping[str, Tensor], rounding: Rounding) -> Iterator[None]:
-    """Inside, the frozen parameters of the base are as stored."""
+def rounded_base(
+    encoder: nn.Module, base: Mapping[str, Tensor], rounding: Rounding, known: Remembered | None = None
+) -> Iterator[None]:
+    """Inside, the frozen parameters of the base are as stored, rounded to nearest. ``known`` as in ``as_stored``."""
     frozen = {path: p for path, p in encoder.named_parameters() if path in base and not p.requires_grad}
-    values = as_stored(encoder, frozen, rounding)
+    values = as_stored(encoder, frozen, rounding, known)
     with torch.no_grad(), swapped({p: values[path] for path, p in frozen.items()}):
         yield
 
