@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from variants.core import Init, Tensors, register
 from variants.core.fields import NotNegative, Whole
-from variants.core.linalg import top, top_randomised
+from variants.core.krylov import SVD, leading
 from variants.core.lowrank import FrozenBases
 
 
@@ -30,15 +29,12 @@ class LoRAXS(FrozenBases):
     paper = "arXiv 2405.17604"
     lr_ratio = 10.0  # published rates are 10 to 100 times LoRA's, because R is small
     init_std: NotNegative = 1e-5
-    svd: Literal["exact", "randomised"] = "exact"
+    svd: SVD = "exact"
     oversampling: Whole = 10
     iterations: Whole = 4
 
     def init(self, W: Tensor, rng: torch.Generator, stats: Tensors | None = None) -> Init:
         del stats
-        if self.svd == "exact":
-            U, S, Vh = top(W, self.rank)
-        else:
-            U, S, Vh = top_randomised(W, self.rank, rng, self.oversampling, self.iterations)
+        U, S, Vh = leading(W, self.rank, self.svd, rng, self.oversampling, self.iterations)
         R = self.init_std * torch.randn(self.rank, self.rank, generator=rng, dtype=W.dtype)
         return Init(train={"R": R}, frozen={"A": S[:, None] * Vh, "B": U})

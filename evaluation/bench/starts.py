@@ -1,4 +1,4 @@
-"""PiSSA's start on every layer of a model: ours, exact, randomised and out of the cache, against PEFT's exact one."""
+"""PiSSA's start on every layer of a model: ours in every way and out of the cache, against PEFT's exact one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from evaluation.measures.replicas import sharing
 from variants.core import attach, create
 from variants.core.cache import keep_in, not_kept
 from variants.core.host import hosts
+from variants.core.krylov import SVD
 from variants.pissa import PiSSA
 
 TIMES = 3
@@ -30,7 +31,7 @@ def starts(base: nn.Module, rank: int, where: Sequence[str], folder: Path) -> di
     """Seconds of attaching PiSSA to all layers of copies of ``base``, in turns, and how far the residuals are from
     PEFT's. ``folder`` is scratch."""
     peer: Any = create("peft:lora", pairs(rank, 1)["pissa"].theirs)
-    ours, randomised = PiSSA(rank=rank), PiSSA(rank=rank, svd="randomised")
+    ours, krylov, randomised = (PiSSA(rank=rank, svd=how) for how in get_args(SVD))
 
     def attached(variant: PiSSA, kept: Path | None) -> nn.Module:
         plain = sharing(base)
@@ -42,6 +43,7 @@ def starts(base: nn.Module, rank: int, where: Sequence[str], folder: Path) -> di
     makers: dict[str, Callable[[], nn.Module]] = {
         EXACT: lambda: _wrapped(peer, base, list(where), spans),
         "ours": lambda: attached(ours, None),
+        "ours, krylov": lambda: attached(krylov, None),
         "ours, randomised": lambda: attached(randomised, None),
         "ours, from the cache": lambda: attached(ours, folder / "starts"),
     }

@@ -51,13 +51,18 @@ LANCZOS_SHARE = 8  # above it, Lanczos as long as no more than this part of the 
 
 @contextmanager
 def decomposed_in_full() -> Iterator[None]:
-    """Inside, Lanczos is left aside: it works outside torch, where a tensor that has only a shape cannot go."""
+    """Inside, iterative methods are left aside: a tensor that has only a shape cannot say when they should stop."""
     global FULL_UP_TO
     before, FULL_UP_TO = FULL_UP_TO, sys.maxsize
     try:
         yield
     finally:
         FULL_UP_TO = before
+
+
+def iterates() -> bool:
+    """Whether iterative methods may be used, which ask for numbers: not inside ``decomposed_in_full``."""
+    return sys.maxsize > FULL_UP_TO
 
 
 def svd(W: Tensor) -> Triplets:
@@ -77,7 +82,7 @@ def top(W: Tensor, rank: int) -> Triplets:
     alone, whatever was kept on disk before, and few decompositions serve all ranks.
     """
     W = raised(W.detach())
-    side = _side(W, rank)
+    side = triplets_in(W, rank)
     if side <= FULL_UP_TO or rank * LANCZOS_SHARE > side:
         return _cut(kept(W, "full", _full), rank)
     most = min(side, 1 << (rank - 1).bit_length())  # one decomposition serves all ranks up to a power of two
@@ -86,7 +91,7 @@ def top(W: Tensor, rank: int) -> Triplets:
 
 def bottom(W: Tensor, rank: int) -> Triplets:
     """The ``rank`` smallest of the min(W.shape) singular triplets, still in descending order."""
-    _side(W, rank)
+    triplets_in(W, rank)
     U, s, Vh = svd(W)
     return U[:, -rank:].contiguous(), s[-rank:].contiguous(), Vh[-rank:].contiguous()
 
@@ -97,13 +102,13 @@ def top_randomised(W: Tensor, rank: int, rng: torch.Generator, oversampling: int
     """The ``rank`` largest triplets approximately, by a randomised range finder (Halko, Martinsson and Tropp 2011,
     algorithms 4.4 and 5.1) with ``oversampling`` further columns and ``iterations`` power iterations."""
     W = raised(W)
-    columns = min(rank + oversampling, _side(W, rank))
+    columns = min(rank + oversampling, triplets_in(W, rank))
     Q = W @ torch.randn(W.shape[1], columns, generator=rng, dtype=torch.float64).to(W)
     for _ in range(iterations):  # re-orthonormalised on both sides, or small directions would be lost in rounding
         Q = W @ torch.linalg.qr(W.T @ torch.linalg.qr(Q).Q).Q
     Q = torch.linalg.qr(Q).Q
     U, s, Vh = torch.linalg.svd(Q.T @ W, full_matrices=False)
-    return _canonical(Q @ U[:, :rank], s[:rank], Vh[:rank])
+    return canonical(Q @ U[:, :rank], s[:rank], Vh[:rank])
 
 
 def above_rounding(S: Tensor, W: Tensor) -> Tensor:  # shapes: (rank,), (out, in) -> (rank,)
@@ -112,7 +117,7 @@ def above_rounding(S: Tensor, W: Tensor) -> Tensor:  # shapes: (rank,), (out, in
     return S.clamp_min(torch.finfo(W.dtype).eps * float(torch.linalg.vector_norm(W)))
 
 
-def _side(W: Tensor, rank: int) -> int:
+def triplets_in(W: Tensor, rank: int) -> int:
     """The number of singular triplets, at least ``rank``."""
     side = min(W.shape)
     if not 1 <= rank <= side:
@@ -123,7 +128,7 @@ def _side(W: Tensor, rank: int) -> int:
 @torch.no_grad()
 @full_precision
 def _full(W: Tensor) -> Triplets:
-    return _canonical(*torch.linalg.svd(W, full_matrices=False))
+    return canonical(*torch.linalg.svd(W, full_matrices=False))
 
 
 @torch.no_grad()
@@ -142,7 +147,7 @@ def _leading(W: Tensor, rank: int) -> Triplets:
     skew = max(np.abs(U.T @ U - np.eye(rank)).max(), np.abs(Vh @ Vh.T - np.eye(rank)).max())
     if not (residual <= 1e-6 * s[0] and skew <= 1e-6):
         return _cut(_full(W), rank)
-    return _canonical(*(torch.from_numpy(np.ascontiguousarray(part)).to(W) for part in (U, s, Vh)))
+    return canonical(*(torch.from_numpy(np.ascontiguousarray(part)).to(W) for part in (U, s, Vh)))
 
 
 def _cut(triplets: Triplets, rank: int) -> Triplets:
@@ -150,7 +155,7 @@ def _cut(triplets: Triplets, rank: int) -> Triplets:
     return U[:, :rank].contiguous(), s[:rank].contiguous(), Vh[:rank].contiguous()
 
 
-def _canonical(U: Tensor, s: Tensor, Vh: Tensor) -> Triplets:
+def canonical(U: Tensor, s: Tensor, Vh: Tensor) -> Triplets:
     sign = torch.sign(U.gather(0, U.abs().argmax(0, keepdim=True)))  # shape: (1, k)
     return (U * sign).contiguous(), s.contiguous(), (Vh * sign.T).contiguous()
 
