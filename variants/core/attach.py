@@ -22,6 +22,7 @@ from variants.core.linalg import full_precision, raised
 from variants.core.placing import check_company, check_name, check_pair, device_of, place
 from variants.core.rounding import EXACT, Rounding
 from variants.core.targets import matching_layers
+from variants.core.workers import over_layers
 
 
 def attach(
@@ -55,7 +56,7 @@ def attach(
     if not 0.0 <= dropout < 1.0:
         raise Refused(f"dropout is a probability from 0 to below 1, not {dropout}")
     chosen = _chosen(model, variant, where, stats or {})
-    inits = {path: _init(model, local, path, seed, (stats or {}).get(path)) for path, local in chosen.items()}
+    inits = _inits(model, variant, chosen, seed, stats or {})
     shared = _shared(model, variant, list(chosen), seed)
     adapters = {
         path: Adapter(chosen[path], init, shared, dropout, device_of(model, path)) for path, init in inits.items()
@@ -128,14 +129,23 @@ def _chosen(
     return chosen
 
 
+def _inits(
+    model: nn.Module, variant: Variant, chosen: Mapping[str, Variant], seed: int, stats: Mapping[str, Tensors]
+) -> dict[str, Init]:
+    def start(path: str) -> Init:
+        return _init(model, chosen[path], path, seed, stats.get(path))
+
+    with not_kept() if variant.needs else nullcontext():  # what depends on data is not asked for again
+        return dict(zip(chosen, over_layers(start, chosen), strict=True))
+
+
 @full_precision
 def _init(model: nn.Module, variant: Variant, path: str, seed: int, stats: Tensors | None) -> Init:
     # On the CPU whatever the device, so that one seed means the same start everywhere. Cloned: init owns its input.
     W = raised(original_weight(model.get_submodule(path)).detach()).to("cpu", copy=True)
     own_stats = None if stats is None else {need: stats[need].to("cpu", W.dtype, copy=True) for need in variant.needs}
     try:
-        with not_kept() if variant.needs else nullcontext():  # what depends on data is not asked for again
-            return variant.init(W, layer_rng(seed, path), own_stats)
+        return variant.init(W, layer_rng(seed, path), own_stats)
     except Refused as error:
         raise Refused(f"{variant.name} on {path}: {error}") from error
 

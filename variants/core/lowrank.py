@@ -12,6 +12,7 @@ from torch import Tensor
 from variants.core.fields import Count, Positive
 from variants.core.interface import Init, LoRAPair, Refused, States, Tensors, Variant
 from variants.core.linalg import orthogonality_defect, random_orthonormal, rank_defect
+from variants.core.products import with_product
 from variants.core.thin import Thin
 
 
@@ -103,7 +104,7 @@ class Rebased(Pair):
 
     def init(self, W: Tensor, rng: torch.Generator, stats: Tensors | None = None) -> Init:
         A, B = self.starting_pair(W, rng, stats)
-        return Init(train={"A": A, "B": B}, frozen={"A0": A, "B0": B}, base=W - self.scale * B @ A)
+        return Init(train={"A": A, "B": B}, frozen={"A0": A, "B0": B}, base=with_product(W, B, A, -self.scale))
 
     def as_lora(self, W: Tensor, t: Tensors) -> LoRAPair | None:
         return LoRAPair(torch.cat([t["A"], t["A0"]]), self.scale * torch.cat([t["B"], -t["B0"]], dim=1))
