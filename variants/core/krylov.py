@@ -21,6 +21,7 @@ TOLERANCE = 1e-4  # of the residual's norm
 NARROWEST = 8  # columns of a block, at least: narrower products take about as long
 FEWEST = 16  # blocks in the smaller side, at least: with fewer, the full decomposition is as quick
 SHARE = 0.75  # of the smaller side, at most: a basis as large as this costs what the full decomposition does
+SMALLEST = 1e-12  # norm: the squares of smaller numbers are none in float32
 FIRST = 8  # blocks before the first look
 GAIN = 3.0  # by which a block divides the error, about, until two looks tell
 
@@ -39,7 +40,7 @@ def top_krylov(W: Tensor, rank: int, rng: torch.Generator, tolerance: float = TO
 
     Blocks are added until the residual ``W - U diag(s) Vh`` is estimated to be off by less than ``tolerance`` times
     the norm of the exact one. Small matrices, large ranks, and spectra which take too many blocks get the exact
-    decomposition, and so does a matrix which is zero or not finite.
+    decomposition, and so does a matrix which is zero, not finite, or out of the range where squares can be taken.
 
     Args:
         rng: draws the first block; another draw finds another answer within the tolerance.
@@ -49,8 +50,8 @@ def top_krylov(W: Tensor, rank: int, rng: torch.Generator, tolerance: float = TO
     side, block = triplets_in(W, rank), max(rank, NARROWEST)
     if not iterates() or FEWEST * block > side:
         return top(W, rank)
-    size = torch.linalg.vector_norm(W, dtype=torch.float64)
-    if not 0 < float(size) < math.inf:
+    size = torch.linalg.vector_norm(torch.linalg.vector_norm(W, dim=1).double())  # so as not to copy W in float64
+    if not SMALLEST < float(size) < math.inf:
         return top(W, rank)
     tall = W.shape[0] >= W.shape[1]
     start = torch.randn(block, side, generator=rng, dtype=torch.float64, device=rng.device).to(W)
