@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from evaluation.bench import running
 from evaluation.bench.costs import costs
@@ -28,7 +28,8 @@ from evaluation.models import Base
 from evaluation.spec import Training, Unusable
 from evaluation.training import Classifier
 from tests.evaluation import tiny, toy
-from variants.core import Tensors, Variant, names
+from variants.core import Tensors, Variant, create, names
+from variants.core.products import FastLinear, accelerate
 from variants.lora import LoRA
 
 RANK, TOTAL = 2, 20
@@ -227,6 +228,15 @@ def test_every_model_of_a_bench_has_weights_of_its_own(monkeypatch: pytest.Monke
     replica = contestants.replica
     monkeypatch.setattr(contestants, "replica", lambda base, variant, _: replica(base, variant, False))
     assert shared(monkeypatch) == {"floor", "lora", "pissa", "bitfit", "probe"}
+
+
+def test_a_peer_stands_on_layers_of_torch_and_ours_on_those_of_the_base() -> None:
+    """What PEFT's users do not have must not make PEFT faster; what ours have, they have in use."""
+    encoder = accelerate(toy.bert())
+    for variant, expected in ((create("lora", {}), FastLinear), (create(f"{PEFT}lora", {}), nn.Linear)):
+        copied = contestants.replica(encoder, variant, own=True)
+        assert {type(m) for m in copied.modules() if isinstance(m, nn.Linear)} == {expected}
+    assert not any(type(m) is nn.Linear for m in encoder.modules())
 
 
 def test_a_bench_leaves_the_base_as_it_was() -> None:

@@ -22,6 +22,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from evaluation import assets, hub, models
 from evaluation.models import digest_of, load_base
 from evaluation.spec import Unusable
+from variants.core.products import FastLinear
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12, "vocab_size": 6}
 
@@ -70,6 +71,7 @@ def test_folder_gives_a_float32_encoder_without_pooling(folder, calls, capfd):
     assert (base.name, base.hidden, base.digest) == (str(folder), 8, digest_of(str(folder)))
     assert {p.dtype for p in base.encoder.parameters()} == {torch.float32}
     assert not base.encoder.training
+    assert {type(m) for m in base.encoder.modules() if isinstance(m, torch.nn.Linear)} == {FastLinear}
     assert not any("pooler" in name for name, _ in base.encoder.named_parameters())
     weights = load_file(folder / "model.safetensors")
     for name, tensor in base.encoder.named_parameters():
