@@ -115,7 +115,7 @@ class Variant:
 
     # ---- to define -------------------------------------------------------------------------------------------------
     def init(self, W: Tensor, rng: torch.Generator, stats: Tensors | None = None) -> Init:
-        """The adapter's tensors for one layer.
+        """The adapter's tensors for one layer. Called for several layers at once, each in a thread of its own.
 
         Args:
             W: base weight, shape (out, in), in the adapter's precision (float32 or float64).
