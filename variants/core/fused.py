@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from variants.core.contraction import computed_in, forms
-from variants.core.products import linear
+from variants.core.products import linear, over_rows
 from variants.core.thin import Thin
 
 
@@ -110,7 +110,7 @@ class _Fused(torch.autograd.Function):
         if g is not None:
             formed = forms(g.shape[0], W.shape[0], g.dtype)
             if for_W:
-                dW = _rows_scaled(gain, linear(g.t(), x.t()))
+                dW = _rows_scaled(gain, over_rows(g, x))
             if for_B:
                 dB = _rows_scaled(gain, _times(ctx.scale, linear(_through(C, h), g.t())).t())
             if for_x:

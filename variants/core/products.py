@@ -46,6 +46,11 @@ def with_product(W: Tensor, B: Tensor, A: Tensor, scale: float = 1.0) -> Tensor:
     return linear(B if scale == 1 else scale * B, A.t()).add_(W)
 
 
+def over_rows(g: Tensor, x: Tensor) -> Tensor:  # shapes: (rows, out), (rows, in) -> (out, in)
+    """``g.T @ x``, the gradient of a weight. oneDNN turns its first operand, which should be the smaller."""
+    return linear(g.t(), x.t()) if g.shape[1] <= x.shape[1] else linear(x.t(), g.t()).t()
+
+
 class FastLinear(nn.Linear):
     """``torch.nn.Linear`` by way of ``linear``."""
 
@@ -136,5 +141,5 @@ class _Linear(torch.autograd.Function):
         for_x, for_W, for_bias = ctx.needs_input_grad
         rows = g.reshape(-1, g.shape[-1])
         dx = linear(g, W.t()) if for_x else None
-        dW = linear(rows.t(), x.reshape(-1, x.shape[-1]).t()) if for_W else None
+        dW = over_rows(rows, x.reshape(-1, x.shape[-1])) if for_W else None
         return dx, dW, rows.sum(0) if for_bias else None

@@ -32,7 +32,7 @@ class Thin(NamedTuple):
         if C is not None and C.ndim == 1:
             B = B * C
         elif C is not None:  # to the shorter factor
-            A, B = (C @ A, B) if len(B) > A.shape[1] else (A, B @ C)
+            A, B = (linear(C, A.t()), B) if len(B) > A.shape[1] else (A, linear(B, C.t()))
         V = with_product(W, B, A, self.scale)
         return V if self.gain is None else self.gain[:, None] * V
 
