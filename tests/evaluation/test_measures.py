@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import random
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -394,6 +396,23 @@ def test_saved_bytes_by_hand():
     assert saved_by(One(in_, out), rows, in_) == 4 * rows * in_  # that of the weight needs the input
     attach(frozen, LoRA(rank=rank, alpha=4), "layer")
     assert saved_by(frozen, rows, in_) == 4 * rows * (in_ + rank)  # that of A the input, that of B what A gave
+
+
+def test_saved_bytes_lets_go_of_what_it_has_counted():
+    """Without waiting for the garbage collector: a bench counts a gigabyte after another."""
+    found = []
+
+    def forward():
+        y = torch.ones(5, requires_grad=True).tanh()  # which its own backward needs
+        found.append(weakref.ref(y))
+        return y.sum()
+
+    gc.disable()
+    try:
+        saved_bytes(nn.Identity(), forward)
+        assert found[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_saved_bytes_counts_a_storage_once():
