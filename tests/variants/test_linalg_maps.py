@@ -230,6 +230,19 @@ def test_cut_cayley_of_five_terms_written_out() -> None:
     close(cayley_neumann(K, 5), want, 1e-12, "five terms")
 
 
+@pytest.mark.parametrize("terms", [2, 3, 5, 6])
+def test_cut_cayley_keeps_one_matrix_and_has_the_gradients_of_the_series(terms: int) -> None:
+    K, kept = skew(4, 0.3).requires_grad_(), list[Tensor]()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
+        R = cayley_neumann(K, terms)
+    assert [t.data_ptr() for t in kept] == [K.data_ptr()]
+    eye = torch.eye(4, dtype=K.dtype)
+    series = (eye + K) @ sum((torch.linalg.matrix_power(K, j) for j in range(1, terms - 1)), start=eye)
+    close(R, series, 1e-13, "value")
+    assert torch.autograd.gradcheck(lambda k: cayley_neumann(k, terms), K)
+    assert torch.autograd.gradgradcheck(lambda k: cayley_neumann(k, terms), K)
+
+
 @pytest.mark.parametrize("terms", [3, 5])
 def test_cut_cayley_approaches_the_whole_one_at_its_order_with_the_same_sign(terms: int) -> None:
     errors = [gap(cayley_neumann(skew(4, t), terms), cayley(skew(4, t))) for t in (2e-2, 1e-2)]

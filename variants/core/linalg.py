@@ -10,7 +10,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from scipy.sparse.linalg import svds
 from torch import Tensor
 
 from variants.core.cache import Triplets, kept
+from variants.core.products import reverse_mode_only
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -264,10 +265,38 @@ def cayley_neumann(K: Tensor, terms: int) -> Tensor:  # shapes: (..., n, n)
     Its singular values are ``|1 - (i a)^(terms - 1)|`` for K's eigenvalues +-ia: nearly orthogonal only for small K.
     """
     K = raised(K)
-    eye = series = _eye(K)
-    for _ in range(terms - 2):  # Horner
-        series = eye + K @ series
-    return (eye + K) @ series
+    if reverse_mode_only():
+        return cast(Tensor, _CayleyNeumann.apply(K, terms))
+    return (_eye(K) + K) @ _partial_sums(K, terms)[-1]
+
+
+def _partial_sums(K: Tensor, terms: int) -> list[Tensor]:
+    """``I``, ``I + K``, ..., ``I + K + ... + K^(terms - 2)``, by Horner's rule."""
+    sums = [_eye(K).expand_as(K)]
+    for _ in range(terms - 2):
+        sums.append(_eye(K) + K @ sums[-1])
+    return sums
+
+
+class _CayleyNeumann(torch.autograd.Function):
+    """(K (..., n, n), terms) -> the map. Keeps K alone for backward: sums cost less than the memory to hold them."""
+
+    @staticmethod
+    def forward(ctx: Any, K: Tensor, terms: int) -> Tensor:
+        ctx.save_for_backward(K)
+        ctx.terms = terms
+        return (_eye(K) + K) @ _partial_sums(K, terms)[-1]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        (K,) = ctx.saved_tensors
+        *inner, last = _partial_sums(K, ctx.terms)
+        dK = g @ last.mT
+        g = g + K.mT @ g  # of the last sum, and then of the one before it, and so on
+        for series in reversed(inner):
+            dK = dK + g @ series.mT
+            g = K.mT @ g
+        return dK, None
 
 
 def rotation_from(entries: Tensor, n: int, inverse: Literal["exact", "neumann"], terms: int) -> Tensor:
