@@ -26,6 +26,12 @@ class Methods:
     labels: tuple[str, ...]
 
 
+BY_ONEDNN = (
+    "Matrices are multiplied by oneDNN in the floor and in all methods of svdbench; PEFT stands on torch's own layers, "
+    "as its users have it. SVDBENCH_PRODUCTS=torch compares with torch's products everywhere."
+)
+
+
 def terminal(bench: Json) -> RenderableType:
     """For ``rich.print``: a table for each shape, PiSSA's starts, and what else must be known."""
     made = tables(bench)
@@ -45,6 +51,7 @@ def sentences(bench: Json) -> list[str]:
     out = {label: why.removeprefix(f"{label}: ") for label, why in bench["left_out"].items()}
     return [
         f"{bench['model']}, {places}; {counted}{how}; {machine}{of}.",
+        *([BY_ONEDNN] if environment.get("products") == "onednn" else []),
         f"Noise, as the floor's ratio with itself: {known}.",
         *(f"{label} was left out: {why}" for label, why in out.items()),
     ]

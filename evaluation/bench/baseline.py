@@ -15,7 +15,7 @@ from evaluation.bench.result import Bench, Interval
 from evaluation.spec import Unusable
 
 ALIKE = ("model", "digest", "where", "rank", "threads", "compile", "weights")
-MACHINE = ("cpu", "cores", "torch", "transformers", "peft")  # of the environment: what ratios may depend on
+MACHINE = ("cpu", "cores", "products", "torch", "transformers", "peft")  # of the environment: what ratios may depend on
 JUDGED = ("floor", "peft")
 RULE = "worse: the intervals do not overlap, and the medians differ by more than the noise of each measurement"
 

@@ -134,3 +134,10 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         write_bench(made_up(), tmp_path / "file")
+
+
+def test_it_is_said_whose_products_are_compared():
+    found = made_up()
+    assert not any("oneDNN" in sentence for sentence in sentences(found))
+    found["environment"]["products"] = "onednn"
+    assert any("PEFT stands on torch's own layers" in sentence for sentence in sentences(found))
