@@ -148,12 +148,14 @@ def main() -> None:
     from evaluation.quiet import quieten
 
     quieten()
+    from evaluation.machine import check_products
     from evaluation.spec import Unusable
     from reports import UnusableResults
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("svdbench").setLevel(logging.INFO)  # downloads, and what was found damaged
     try:
+        check_products()
         app()
     except (Unusable, UnusableResults) as problem:
         Console(stderr=True).print(f"svdbench: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)

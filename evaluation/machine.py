@@ -27,6 +27,14 @@ def resolve_device(name: str) -> torch.device:
     raise Unusable(f"no device {name!r} here: use auto, cpu or cuda" + (" (no CUDA found)" if "cuda" in name else ""))
 
 
+def check_products() -> None:
+    """Raises Unusable if the environment asks for a library of products which is not there."""
+    try:
+        products.library()
+    except ValueError as error:
+        raise Unusable(str(error)) from error
+
+
 def cores() -> int:
     """Cores which this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -42,7 +50,7 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
-        "products": products.LIBRARY,
+        "products": products.library(),
         "gpu": torch.cuda.get_device_name() if cuda else None,
     }
 

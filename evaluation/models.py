@@ -22,7 +22,7 @@ from torch import nn
 from evaluation import assets
 from evaluation.hub import from_hub, one_line, quiet
 from evaluation.spec import Unusable
-from variants.core.products import accelerate
+from variants.core import accelerate
 from variants.core.registry import suggestion
 
 # name -> (asset, one line about it)

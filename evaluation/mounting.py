@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from evaluation.peers import Peer
-from variants.core import Tensors, Variant, attach, detach
+from variants.core import Tensors, Variant, attach, decelerate, detach
 
 
 def mount(
@@ -31,6 +31,11 @@ def mount(
     return encoder
 
 
+def peer_base(encoder: nn.Module) -> nn.Module:
+    """What a peer is given: a copy, as its library may write into it, on layers of torch, as its users have them."""
+    return decelerate(copy.deepcopy(encoder))
+
+
 @contextmanager
 def mounted(
     encoder: nn.Module,
@@ -42,13 +47,13 @@ def mounted(
 ) -> Iterator[nn.Module]:
     """Inside, the yielded encoder carries the method; afterwards the base is what it was, bit for bit.
 
-    Our methods go onto the encoder itself. A peer gets a copy: its library may write into what it is given.
+    Our methods go onto the encoder itself, a peer's onto ``peer_base``.
 
     Raises:
         Refused: the method cannot work here.
     """
     if isinstance(variant, Peer):
-        yield mount(copy.deepcopy(encoder), variant, where, seed, dropout)
+        yield mount(peer_base(encoder), variant, where, seed, dropout)
         return
     mount(encoder, variant, where, seed, dropout, stats)
     try:

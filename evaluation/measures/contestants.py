@@ -15,13 +15,12 @@ from evaluation.calibration import calibrate
 from evaluation.clock import Clock
 from evaluation.compiling import compile_blocks
 from evaluation.data import Batch
-from evaluation.mounting import mount
+from evaluation.mounting import mount, peer_base
 from evaluation.peers import Peer
 from evaluation.spec import Training
 from evaluation.training import Classifier, Trainer, autocast, seeded
 from variants.core import Variant
 from variants.core.cache import not_kept
-from variants.core.products import decelerate
 
 
 @dataclass
@@ -101,11 +100,10 @@ def replica(base: nn.Module, variant: Variant, own: bool) -> nn.Module:
     """The base on which a contestant is made: what ours and what a peer's stands on is decided here and nowhere else.
 
     Parameters that the method trains are its own. Frozen ones are those of ``base``, unless ``own`` says otherwise; a
-    peer's are always its own, as its library may write into the base which it is given, and its layers are torch's, as
-    its users have them.
+    peer's base is what it is everywhere (``mounting.peer_base``).
     """
     if isinstance(variant, Peer):
-        return decelerate(copy.deepcopy(base))
+        return peer_base(base)
     frozen = {id(p): p for path, p in base.named_parameters() if not variant.trains_base(path)}
     return copy.deepcopy(base, memo={} if own else frozen)
 

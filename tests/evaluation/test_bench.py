@@ -28,8 +28,8 @@ from evaluation.models import Base
 from evaluation.spec import Training, Unusable
 from evaluation.training import Classifier
 from tests.evaluation import tiny, toy
-from variants.core import Tensors, Variant, create, names
-from variants.core.products import FastLinear, accelerate
+from variants.core import Tensors, Variant, accelerate, create, names
+from variants.core.products import FastLinear
 from variants.lora import LoRA
 
 RANK, TOTAL = 2, 20

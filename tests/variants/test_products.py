@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
-from variants.core import attach, detach, products
+from variants.core import accelerate, attach, create, decelerate, detach, method, products
 from variants.core.cases import close, generator
-from variants.core.products import FastLinear, accelerate, decelerate, linear, with_product
+from variants.core.products import FastLinear, linear, with_product
 from variants.lora import LoRA
 
+CHOOSE = products.library.__wrapped__  # not remembered
 ROUNDING = 2e-5  # of sums of some hundred float32 products, relative to the largest
 
 pytestmark = pytest.mark.skipif(not products._has_onednn(), reason="this build of torch has no oneDNN")
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.skipif(not products._has_onednn(), reason="this build o
 
 @pytest.fixture(autouse=True)
 def by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "LIBRARY", "onednn")
+    monkeypatch.setattr(products, "library", lambda: "onednn")
     monkeypatch.setattr(products, "SMALLEST", 0)
 
 
@@ -104,13 +106,13 @@ def test_it_steps_aside_where_oneDNN_would_not_do(monkeypatch: pytest.MonkeyPatc
         linear(x.float(), W.float())
     monkeypatch.setattr(products, "SMALLEST", 6 * 5 * 4 + 1)
     linear(x.float(), W.float())
-    monkeypatch.setattr(products, "LIBRARY", "torch")
+    monkeypatch.setattr(products, "library", lambda: "torch")
     monkeypatch.setattr(products, "SMALLEST", 0)
     linear(x.float(), W.float())
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):  # torch's error is the clearer one
         linear(x.float(), W.float().t())
     assert not seen
-    monkeypatch.setattr(products, "LIBRARY", "onednn")
+    monkeypatch.setattr(products, "library", lambda: "onednn")
     linear(x.float(), W.float())
     assert seen == [(6, 5)], "the control: here it does"
 
@@ -158,7 +160,7 @@ def test_a_choice_that_cannot_be_is_refused(
     monkeypatch.setenv(products.CHOICE, chosen)
     monkeypatch.setattr(products, "_has_onednn", lambda: has)
     with pytest.raises(ValueError, match=message):
-        products.library()
+        CHOOSE()
 
 
 @pytest.mark.parametrize(
@@ -177,6 +179,57 @@ def test_the_library_follows_from_the_processor(
     monkeypatch.setattr(products, "_processor", lambda: processor)
     monkeypatch.setattr(products, "_has_onednn", lambda: has)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert products.library() == expected
+    assert CHOOSE() == expected
     monkeypatch.setenv(products.CHOICE, "torch")
-    assert products.library() == "torch"
+    assert CHOOSE() == "torch"
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [
+        torch.arange(8.0)[::2],
+        torch.tensor([2.0]).expand(4),
+        torch.tensor(2.0),
+        torch.tensor([2.0]),
+    ],
+    ids=["strided", "expanded", "no dimension", "one number"],
+)
+def test_a_bias_is_added_whatever_its_layout(bias: Tensor) -> None:
+    x, W = normal(6, 5, seed=0).float(), normal(4, 5, seed=1).float()
+    close(linear(x, W, bias), F.linear(x, W) + bias, ROUNDING, "product with a bias")
+
+
+@pytest.mark.parametrize("name", ["", "lora", "dora", "oft", "svf", "svft", "hra", "vera"])
+def test_what_follows_a_layer_may_work_in_place(name: str) -> None:
+    model = accelerate(nn.Sequential(nn.Linear(24, 20), nn.ReLU(inplace=True), nn.Linear(20, 4)))
+    if name:
+        attach(model, create(name, {"oft": {"block": 4}, "svf": {}}.get(name, {method(name).size: 2})))
+    x = normal(3, 7, 24, seed=0).float().requires_grad_()
+    model(x).sum().backward()
+    assert x.grad is not None
+    assert bool((x.grad != 0).any())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning")
+def test_tracers_and_counters_see_operations_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = accelerate(nn.Sequential(nn.Linear(5, 6)))
+    x = normal(7, 5, seed=0).float()
+    seen = used(monkeypatch)
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    assert counter.get_total_flops() == 2 * 7 * 5 * 6
+    close(torch.jit.trace(model, x)(x), F.linear(x, model[0].weight, model[0].bias), ROUNDING, "traced")
+    assert all(shape == (7, 5) for shape in seen), "only outside"
+
+
+def test_adapted_layers_are_exchanged_too() -> None:
+    model = nn.Sequential(nn.Linear(24, 20))
+    attach(model, LoRA(rank=2))
+    accelerate(model)
+    x = normal(7, 24, seed=0).float()
+    before = model(x)
+    decelerate(model)
+    close(model(x), before, 1e-5, "output")
+    accelerate(model)
+    detach(model, merge=True)
+    assert type(model[0]) is FastLinear

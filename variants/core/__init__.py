@@ -1,5 +1,6 @@
 """The adapter interface: what a method is, and how it gets onto a model."""
 
+from variants.core.accelerating import accelerate as accelerate, decelerate as decelerate
 from variants.core.attach import attach as attach, detach as detach
 from variants.core.files import load as load, save as save
 from variants.core.host import HOSTS as HOSTS

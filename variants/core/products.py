@@ -7,6 +7,7 @@ products go there wherever that is known to be faster, and through ``F.linear`` 
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from pathlib import Path
@@ -23,10 +24,11 @@ SMALLEST = 3 * 2**19  # multiply-adds: below them, what oneDNN takes to begin is
 
 
 def reverse_mode_only() -> bool:
-    """Whether ordinary reverse-mode autograd is all that watches, and not a compiler, a transform of ``torch.func`` or
-    forward-mode differentiation, which need to see single operations of torch."""
-    watched = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    return not watched and forward_ad._current_level < 0
+    """Whether ordinary reverse-mode autograd is all that watches, and not a compiler or tracer, a dispatch mode, a
+    transform of ``torch.func`` or forward-mode differentiation, which need to see single operations of torch."""
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack():
+        return False
+    return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
 
 
 def linear(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:  # shapes: (..., in), (out, in) -> (..., out)
@@ -34,9 +36,11 @@ def linear(x: Tensor, W: Tensor, bias: Tensor | None = None) -> Tensor:  # shape
     if not _by_onednn(x, W, bias):
         return F.linear(x, W, bias)
     trains = x.requires_grad or W.requires_grad or (bias is not None and bias.requires_grad)
-    if trains and torch.is_grad_enabled():
-        return cast(Tensor, _Linear.apply(x, W, bias))
-    return _onednn(x, W, bias)
+    if not (trains and torch.is_grad_enabled()):
+        return _onednn(x, W, bias)
+    # Rows, since of more dimensions oneDNN's product is a view, which an activation after it may not change in place.
+    y: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), W, bias)
+    return y.view(*x.shape[:-1], y.shape[-1])
 
 
 def with_product(W: Tensor, B: Tensor, A: Tensor, scale: float = 1.0) -> Tensor:  # shape: (out, in)
@@ -52,29 +56,13 @@ def over_rows(g: Tensor, x: Tensor) -> Tensor:  # shapes: (rows, out), (rows, in
 
 
 class FastLinear(nn.Linear):
-    """``torch.nn.Linear`` by way of ``linear``."""
+    """``torch.nn.Linear`` by way of ``linear``. Made by ``variants.core.accelerate``."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
 
-def accelerate(model: nn.Module) -> nn.Module:
-    """Makes every ``nn.Linear`` of the model a ``FastLinear``, in place; keys, hooks and parameters stay."""
-    return _exchanged(model, nn.Linear, FastLinear)
-
-
-def decelerate(model: nn.Module) -> nn.Module:
-    """Undoes ``accelerate``."""
-    return _exchanged(model, FastLinear, nn.Linear)
-
-
-def _exchanged(model: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> nn.Module:
-    for module in model.modules():
-        if type(module) is old:
-            module.__class__ = new
-    return model
-
-
+@functools.cache
 def library() -> Library:
     """The library for products in float32 on this machine's CPU.
 
@@ -105,20 +93,26 @@ def _processor() -> str:
     return table.read_text(encoding="utf-8") if table.is_file() else platform.processor()
 
 
-LIBRARY = library()
-
-
 def _by_onednn(x: Tensor, W: Tensor, bias: Tensor | None) -> bool:
-    """In the order of what is asked: whether it pays, what oneDNN can do, who watches."""
-    if LIBRARY == "torch" or x.numel() * W.shape[0] < SMALLEST:
+    """In the order of what is asked: whether it pays, what oneDNN can do, who watches. What it cannot do, torch can, or
+    refuses in clearer words."""
+    if torch.compiler.is_compiling() or torch._C._is_tracing():  # first, for they follow what comes after it
         return False
-    if not x.dtype == W.dtype == torch.float32 or (bias is not None and bias.dtype != torch.float32):
+    if library() == "torch" or x.numel() * W.shape[0] < SMALLEST:
         return False
-    if x.device.type != "cpu" or x.shape[-1] != W.shape[1]:  # torch's own error is the clearer one
+    if not all(_is_plain(t) for t in (x, W, bias) if t is not None):
         return False
-    if not (W.is_contiguous() or W.t().is_contiguous()):
+    if W.ndim != 2 or x.shape[-1] != W.shape[1] or not (W.is_contiguous() or W.t().is_contiguous()):
+        return False
+    if bias is not None and not (bias.shape == W.shape[:1] and bias.is_contiguous()):  # read as it lies
         return False
     return reverse_mode_only() and not torch.is_autocast_enabled("cpu")
+
+
+def _is_plain(t: Tensor) -> bool:
+    """Whether a tensor is nothing but single-precision numbers in the CPU's memory."""
+    alone = type(t) is Tensor or type(t) is nn.Parameter
+    return alone and t.dtype == torch.float32 and t.is_cpu and t.layout == torch.strided and not t.is_nested
 
 
 def _onednn(x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
@@ -127,7 +121,7 @@ def _onednn(x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """(x (..., in), W, bias) -> (..., out): what oneDNN's product lacks, a gradient."""
+    """(x (rows, in), W, bias) -> (rows, out): what oneDNN's product lacks, a gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
@@ -139,7 +133,5 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, W = ctx.saved_tensors
         for_x, for_W, for_bias = ctx.needs_input_grad
-        rows = g.reshape(-1, g.shape[-1])
         dx = linear(g, W.t()) if for_x else None
-        dW = over_rows(rows, x.reshape(-1, x.shape[-1])) if for_W else None
-        return dx, dW, rows.sum(0) if for_bias else None
+        return dx, over_rows(g, x) if for_W else None, g.sum(0) if for_bias else None

@@ -64,7 +64,9 @@ class RotatedInput(Variant):
 
     def operands(self, x: Tensor, W: Tensor, t: Tensors) -> tuple[Tensor, Tensor]:
         factors = self.factors(t, x.shape[-1])
-        rotated, blocks = side(x.numel() // x.shape[-1], W, factors), factors[0][1]
+        # Where all lengths of a batch share one graph, no number of tokens may decide.
+        compiling, blocks = torch.compiler.is_compiling(), factors[0][1]
+        rotated = "input" if compiling else side(x.numel() // x.shape[-1], W, factors)
         if rotated == "weight" and computed_in(x) == W.dtype == blocks.dtype:  # half precision rounds rotations away
             return x, RotatedInput.weight(self, W, t)
         for factor in reversed(factors):
