@@ -17,10 +17,7 @@ from variants.core.linalg import orthogonality_defect
 BlockFactor = tuple[Tensor | None, Tensor]
 
 
-# In multiply-adds of a large product, measured on a CPU with 128 to 2,048 tokens and sides of 384 and 1,536: what it
-# takes to bring a number to its block of 32 side by side, which grows with the stride between them, or of 8 that lie
-# apart; and to turn a matrix of gradients, number by number, for the gradient of a weight.
-PASS, SCATTERED, TURN = 42, 350, 125
+PASS, SCATTERED = 100, 250  # measured on a CPU: 384 x 384, 1,024 tokens, blocks of 32 side by side and of 8 apart
 
 
 def multiplied(x: Tensor, factor: BlockFactor) -> Tensor:  # shape: (..., n)
@@ -34,17 +31,12 @@ def multiplied(x: Tensor, factor: BlockFactor) -> Tensor:  # shape: (..., n)
 def side(tokens: int, W: Tensor, factors: Sequence[BlockFactor]) -> Literal["input", "weight"]:
     """What is cheaper to rotate in training, the input or the weight, which then takes the gradient of a dense one.
 
-    A factor costs a row of n numbers its multiply-adds, n times the width of a block, and the way of each number to its
-    block; three times, with both gradients.
+    A factor costs a row of n numbers its multiply-adds, n times the width of a block, and the time of ``PASS`` more for
+    each number, or ``SCATTERED`` where its places lie apart; three times, with both gradients.
     """
     out, in_ = W.shape
-    row = sum(3 * in_ * (blocks.shape[-1] + _way(places, blocks)) for places, blocks in factors)
-    by_weight = tokens * (out * in_ + TURN * min(out, in_)) + out * row
-    return "input" if tokens * row <= by_weight else "weight"
-
-
-def _way(places: Tensor | None, blocks: Tensor) -> float:
-    return SCATTERED if places is not None else PASS * len(blocks) ** 0.5
+    row = sum(3 * in_ * (blocks.shape[-1] + (PASS if places is None else SCATTERED)) for places, blocks in factors)
+    return "input" if tokens * row <= tokens * out * in_ + out * row else "weight"
 
 
 @dataclass(frozen=True, kw_only=True)
