@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from reports.bench_tables import PEFT, labels, shape_key, tables
+from reports.bench_tables import BY_ONEDNN, PEFT, by_onednn, labels, shape_key, tables
 from reports.drawing import Figure, compose, pdf, svg
 from reports.files import write_atomically
 from reports.provenance import flat
@@ -24,12 +24,6 @@ class Methods:
     """Their order decides how they look."""
 
     labels: tuple[str, ...]
-
-
-BY_ONEDNN = (
-    "Matrices are multiplied by oneDNN in the floor and in all methods of svdbench; PEFT stands on torch's own layers, "
-    "as its users have it. SVDBENCH_PRODUCTS=torch compares with torch's products everywhere."
-)
 
 
 def terminal(bench: Json) -> RenderableType:
@@ -51,7 +45,7 @@ def sentences(bench: Json) -> list[str]:
     out = {label: why.removeprefix(f"{label}: ") for label, why in bench["left_out"].items()}
     return [
         f"{bench['model']}, {places}; {counted}{how}; {machine}{of}.",
-        *([BY_ONEDNN] if environment.get("products") == "onednn" else []),
+        *([BY_ONEDNN] if by_onednn(bench) else []),
         f"Noise, as the floor's ratio with itself: {known}.",
         *(f"{label} was left out: {why}" for label, why in out.items()),
     ]

@@ -68,6 +68,17 @@ def _phases(timing: Json) -> list[Cell]:
     return [interval_cell(timing["phases"].get(phase)) for phase in PHASES]
 
 
+BY_ONEDNN = (
+    "Matrices are multiplied by oneDNN in the floor and in all methods of svdbench; PEFT stands on torch's own layers, "
+    "as its users have it. SVDBENCH_PRODUCTS=torch compares with torch's products everywhere."
+)
+
+
+def by_onednn(bench: Json) -> bool:
+    """Whether ours and PEFT's multiply by unlike libraries; where blocks are compiled, they do not."""
+    return bench["environment"].get("products") == "onednn" and not bench.get("compile")
+
+
 def _caption(bench: Json, shape: Json) -> str:
     threads, weights = int(bench["threads"]), WEIGHTS[bench.get("weights", "shared")]
     return (
@@ -76,7 +87,7 @@ def _caption(bench: Json, shape: Json) -> str:
         "each with the floor and lora. Ratios are formed within a round; the floor's with itself is known to "
         f"±{significant(float(shape['noise']), 1)}. {weights} The floor is the frozen base: its forward "
         "pass and the gradient of its input. PEFT's own: the same method of PEFT with equal hyperparameters, where it "
-        "has one."
+        f"has one.{f' {BY_ONEDNN}' if by_onednn(bench) else ''}"
     )
 
 

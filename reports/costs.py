@@ -30,7 +30,18 @@ def speed_table(results: Results) -> Table | None:
     )
     measured = speed.get("methods", {})
     rows = [_floor_row(speed), *(_speed_row(label, measured[label]) for label in results.labels if label in measured)]
-    return Table("speed", "Speed", _speed_caption(speed), columns, tuple(rows))
+    caption = _speed_caption(speed) + (f" {PEERS}" if _unlike_products(results) else "")
+    return Table("speed", "Speed", caption, columns, tuple(rows))
+
+
+PEERS = "Methods of another library (peft:...) stand on torch's own layers, the others multiply by oneDNN."
+
+
+def _unlike_products(results: Results) -> bool:
+    libraries = {str((record.get("environment") or {}).get("products")) for record in results.records}
+    return "onednn" in libraries and any(
+        (results.method(label) or {}).get("name", "").startswith("peft:") for label in results.labels
+    )
 
 
 def _milliseconds(key: str, header: str) -> Column:

@@ -17,6 +17,7 @@ from evaluation.spec import Unusable
 ALIKE = ("model", "digest", "where", "rank", "threads", "compile", "weights")
 MACHINE = ("cpu", "cores", "products", "torch", "transformers", "peft")  # of the environment: what ratios may depend on
 JUDGED = ("floor", "peft")
+LOUD = 0.05  # noise of a machine that does something else beside
 RULE = "worse: the intervals do not overlap, and the medians differ by more than the noise of each measurement"
 
 
@@ -49,8 +50,8 @@ class Verdict:
     """What a baseline says of a bench.
 
     ``worse``: ratios that got so. ``gone``: what was timed then and asked for now, but not timed, with the reason.
-    ``apart``: what was not compared, and why that is no fault. ``warnings``: how the machine differs. ``compared``: how
-    many ratios were.
+    ``apart``: what was not compared, and why that is no fault. ``warnings``: how the machine differs, and where it was
+    not at rest. ``compared``: how many ratios were.
     """
 
     worse: tuple[Change, ...]
@@ -100,13 +101,21 @@ def judged(before: Bench, now: Bench) -> Verdict:
     unlike = _unlike(before, now)
     changes = list(_changes(before, now, unlike))
     then, here = ({key: bench.environment.get(key) for key in MACHINE} for bench in (before, now))
+    differ = _differences(then, here)
     return Verdict(
         worse=tuple(change for change in changes if change.worse),
         gone=tuple(_gone(before, now)),
         apart=(*_not_asked_for(before, now), *(f"{label}, as {why}" for label, why in unlike.items())),
-        warnings=tuple(f"{what}: ratios may differ for that alone" for what in _differences(then, here)),
+        warnings=(*(f"{what}: ratios may differ for that alone" for what in differ), *_loud(before, now)),
         compared=len(changes),
     )
+
+
+def _loud(*benches: Bench) -> Iterator[str]:
+    """Shapes on which the floor did not even agree with itself: what got worse there by less is not seen."""
+    for when, bench in zip(("earlier", "this"), benches, strict=True):
+        for shape in (shape for shape in bench.shapes if shape.noise > LOUD):
+            yield f"the {when} bench is known to ±{100 * shape.noise:.0f} % on {shape.name}: less than that is not seen"
 
 
 def _changes(before: Bench, now: Bench, unlike: Collection[str]) -> Iterator[Change]:

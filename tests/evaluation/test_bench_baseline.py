@@ -182,3 +182,11 @@ def test_unlike_benches_are_not_compared(change: dict[str, Any]) -> None:
         judged(made_up(), made_up(**change))
     with pytest.raises(Unusable, match="only like"):
         check_alike(made_up(), made_up(**change).model_dump())
+
+
+@pytest.mark.parametrize(("noise", "loud"), [(0.02, 0), (0.3, 1)])
+def test_a_machine_that_was_not_at_rest_is_said(noise: float, loud: int) -> None:
+    """Or everything would hold, because nothing can be seen."""
+    found = judged(made_up(), made_up(noise=noise)).warnings
+    assert [warning for warning in found if "±30 % on 2x5" in warning] == list(found)
+    assert len(found) == loud
