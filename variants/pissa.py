@@ -20,7 +20,8 @@ class PiSSA(Rebased):
 
     ``B = U sqrt(S / s)``, ``A = sqrt(S / s) V^T``. The randomised decomposition is the paper's fast one; the authors
     take it with ``oversampling=0``, which finds another subspace where the spectrum is flat. "krylov" is fast too, and
-    finds the exact one's residual to 1e-4. The start is exact anyway.
+    finds the exact one's residual to 1e-4, unless the cut lies in a cluster of nearly equal values, where only the
+    residual's norm is that of the exact one. The start is exact anyway.
     """
 
     paper = "arXiv 2404.02948"
