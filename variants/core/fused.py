@@ -4,7 +4,8 @@ thin products accumulated in place on the frozen one, or the changed weight form
 What passes the bottleneck is kept transposed, (k, tokens): then every thin product, forward and backward, reads the
 long matrices in the layout in which they lie, which on a CPU halves their time. Nothing is computed for a tensor that
 needs no gradient, and the input is kept only where A or W trains. Large temporary tensors are avoided, since on a CPU
-it is their fresh memory which costs most: a gain multiplies the small factors in the backward pass, not the gradient.
+it is their fresh memory which costs most: for many tokens a gain multiplies the factors in the backward pass, and not
+the gradient.
 """
 
 from __future__ import annotations
@@ -106,6 +107,8 @@ class _Fused(torch.autograd.Function):
         if gz is not None:  # only where gradients are differentiated again
             g = gz if g is None else gz + g * gain
             gain = None
+        if gain is not None and g is not None and not forms(g.shape[0], W.shape[1], g.dtype):
+            g, gain = g * gain, None  # fewer numbers than the factors and the weight have together
         for_h = gh  # what goes on through A to x
         if g is not None:
             formed = forms(g.shape[0], W.shape[0], g.dtype)
