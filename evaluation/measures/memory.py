@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -23,18 +24,19 @@ def step_memory(trainer: Trainer, batch: Batch, device: torch.device) -> dict[st
 def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     """Bytes of memory that autograd keeps from forward for backward: storages counted once, the model's own not."""
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
+    packed: list[weakref.ref[Tensor]] = []
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # the tensor itself may be what its own graph keeps: a circle that would never be freed
+        alone = tensor.detach()  # the tensor itself may be what its own graph keeps: a circle that is never freed
+        packed.append(weakref.ref(alone))
+        return alone
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = forward()
-    total = sum(kept.values())
-    del output  # only now may the storages, and with them their addresses, be used again
+    # Some are gone by now, with a part of the graph that led nowhere (a detached norm).
+    storages = [tensor.untyped_storage() for reference in packed if (tensor := reference()) is not None]
+    total = sum({s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in own}.values())
+    del output  # only now may the storages go
     return total
 
 

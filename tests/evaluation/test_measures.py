@@ -398,6 +398,18 @@ def test_saved_bytes_by_hand():
     assert saved_by(frozen, rows, in_) == 4 * rows * (in_ + rank)  # that of A the input, that of B what A gave
 
 
+def test_saved_bytes_leaves_out_what_was_kept_for_a_moment():
+    """A norm that is detached has a graph of its own, which is gone when backward begins."""
+
+    def forward():
+        x = torch.ones(5, requires_grad=True)
+        norm = (x.exp() * x.exp()).sum().detach()
+        return (x.exp() * norm).sum()
+
+    # The last exp keeps its result, and the product keeps the norm and, for a factor that needs no gradient, no more.
+    assert saved_bytes(nn.Identity(), forward) == 5 * 4 + 4
+
+
 def test_saved_bytes_lets_go_of_what_it_has_counted():
     """Without waiting for the garbage collector: a bench counts a gigabyte after another."""
     found = []
