@@ -97,7 +97,7 @@ def contestant(
 
 
 def replica(base: nn.Module, variant: Variant, own: bool) -> nn.Module:
-    """The base on which a contestant is made: what ours and what a peer's stands on is decided here and nowhere else.
+    """The base on which a contestant is made.
 
     Parameters that the method trains are its own. Frozen ones are those of ``base``, unless ``own`` says otherwise; a
     peer's base is what it is everywhere (``mounting.peer_base``).

@@ -257,3 +257,17 @@ def test_the_methods_say_by_what_their_sizes_were_matched(tmp_path, budget, said
 
 def test_without_a_budget_nothing_is_said_of_one(tmp_path):
     assert "matched" not in methods_table(results_of(tmp_path, all_records())).caption
+
+
+@pytest.mark.parametrize(
+    ("peer", "library", "said"), [(True, "onednn", True), (True, "torch", False), (False, "onednn", False)]
+)
+def test_the_speed_table_says_where_a_peer_multiplies_otherwise(tmp_path, peer, library, said):
+    records, described = all_records(), suite()
+    for record in records:
+        record["environment"] = {**record["environment"], "products": library}
+    for holder in (*described["methods"], *(record["run"] for record in records)):
+        if peer and holder.get("method", {}).get("name") == "dora":
+            holder["method"] = {**holder["method"], "name": "peft:lora"}
+    caption = all_tables(results_of(tmp_path, records, described))["speed"].caption
+    assert ("stand on torch's own layers" in caption) == said
